@@ -1,0 +1,43 @@
+# Every target sets up what it needs; a second call finds it done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup demo test test-integration check fmt build serve clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+	PYTHON="$(PYTHON)" bash scripts/setup.sh "$(VENV)"
+	touch $@
+
+demo: setup
+	$(BIN)/curvewatch demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-integration: setup
+	$(BIN)/python -m pytest tests/integration tests/e2e
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy service workers dashboards
+	$(BIN)/mypy tests examples benchmarks scripts
+	$(BIN)/lint-imports
+	$(BIN)/python -m curvewatch_dashboards.build --check
+
+fmt: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+build: setup
+	$(BIN)/python -m curvewatch_dashboards.build
+
+serve: setup
+	$(BIN)/curvewatch serve
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/output

@@ -1,0 +1,67 @@
+"""Errors of the service.
+
+ServiceError: carries the HTTP status it is answered with
+├── BadRequestError (422): what was sent cannot be used
+│   ├── CodeBundleError: the code folder cannot be taken
+│   └── CannotFitError: the cluster will never have what the job asks for
+├── NotAuthenticatedError (401)
+├── NotFoundError (404)
+├── TooLargeError (413)
+├── IllegalTransitionError (409): a move that is not in the life of a run
+└── ClusterUnavailableError (503): Ray does not answer
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """Something that a caller is told. The message names the thing, the rule, the value and the remedy."""
+
+    status = 500
+
+
+class BadRequestError(ServiceError):
+    """What was sent cannot be used."""
+
+    status = 422
+
+
+class CodeBundleError(BadRequestError):
+    """The code folder cannot be taken."""
+
+
+class CannotFitError(BadRequestError):
+    """The cluster will never have what the job asks for."""
+
+
+class NotAuthenticatedError(ServiceError):
+    """No valid token came with the request."""
+
+    status = 401
+
+
+class NotFoundError(ServiceError):
+    """There is no such thing."""
+
+    status = 404
+
+
+class TooLargeError(ServiceError):
+    """More bytes or files than the service takes."""
+
+    status = 413
+
+
+class IllegalTransitionError(ServiceError):
+    """A run cannot make this move."""
+
+    status = 409
+
+    def __init__(self, source: str, target: str) -> None:
+        super().__init__(f"a run in state {source} cannot become {target}")
+
+
+class ClusterUnavailableError(ServiceError):
+    """Ray does not answer."""
+
+    status = 503

@@ -1,0 +1,1 @@
+"""What runs on the cluster: exact distributed training, and the contract that the service shares with it."""

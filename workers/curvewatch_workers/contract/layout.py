@@ -1,0 +1,27 @@
+"""Where a run keeps its files, below the storage path that workers and service share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class RunLayout:
+    """Paths of one run. Pure: nothing is created or read here."""
+
+    def __init__(self, storage_path: str | Path, run_id: str) -> None:
+        self.root = Path(storage_path) / run_id
+
+    @property
+    def ingest_token(self) -> Path:
+        """The token that is good for this run's ingest only (mode 0600)."""
+        return self.root / "ingest-token"
+
+    @property
+    def attempts(self) -> Path:
+        """One empty file for each attempt, created exclusively: the fence."""
+        return self.root / "attempts"
+
+    @property
+    def spool(self) -> Path:
+        """Folder of JSON-lines files, one `IngestMessage` a line, appended in order."""
+        return self.root / "spool"

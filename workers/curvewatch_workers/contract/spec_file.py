@@ -1,0 +1,107 @@
+"""Read a job from YAML or JSON, and say everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from curvewatch_workers.contract.errors import SpecError, SpecProblem
+from curvewatch_workers.contract.spec import JobSpec
+
+MAX_SPEC_BYTES = 1_000_000
+
+
+def read_job_spec(path: str | Path) -> JobSpec:
+    """Read a job file.
+
+    Args:
+        path: A YAML or JSON file (JSON is a subset of YAML).
+
+    Raises:
+        SpecError: The file cannot be read, is not YAML, or breaks the schema; with every problem.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "job.yaml"
+    try:
+        if path.stat().st_size > MAX_SPEC_BYTES:
+            raise SpecError(
+                str(path), [_whole(f"a job file has at most {MAX_SPEC_BYTES} bytes, this has {path.stat().st_size}")]
+            )
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(str(path), [_whole("there is no such file; name a job.yaml or its folder")]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(str(path), [_whole(f"cannot be read as UTF-8 text: {error}")]) from error
+    return parse_job_spec(text, source=str(path))
+
+
+def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
+    """Parse a job from YAML or JSON text.
+
+    Raises:
+        SpecError: The text is not YAML or breaks the schema; with every problem.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(source, [_whole(f"is neither YAML nor JSON: {error}")]) from error
+    if not isinstance(data, dict):
+        kind = "empty" if data is None else f"a {type(data).__name__}"
+        raise SpecError(source, [_whole(f"must hold a mapping with `name`, `code` and `training`, but is {kind}")])
+    try:
+        return JobSpec.model_validate(data)
+    except ValidationError as error:
+        raise SpecError(source, list(_problems(error))) from error
+
+
+def _whole(message: str) -> SpecProblem:
+    return SpecProblem(path="", message=message)
+
+
+def _problems(error: ValidationError) -> Iterator[SpecProblem]:
+    for details in error.errors(include_url=False):
+        location = [part for part in details["loc"] if part != "[key]"]
+        yield SpecProblem(path=".".join(str(part) for part in location), message=_message(details, location))
+
+
+def _message(details: ErrorDetails, location: list[int | str]) -> str:
+    if details["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
+        hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(sorted(known))}"
+        return f"unknown field; {hint}"
+    if details["type"] == "missing":
+        return "is required but missing"
+    message = details["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if isinstance(details["input"], dict | list) or repr(details["input"]) in message:
+        return message
+    return f"{message}, got {details['input']!r}"
+
+
+def _fields_at(location: list[int | str]) -> list[str]:
+    """Names of the fields of the model at a place in the job."""
+    model: type[BaseModel] = JobSpec
+    for part in location:
+        field = model.model_fields.get(str(part))
+        found = _model_in(field.annotation) if field else None
+        if found is None:
+            return []
+        model = found
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
+    return None

@@ -1,0 +1,201 @@
+"""Every Prometheus series, in one table: the exporter, the dashboards and the rules are built from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Kind(StrEnum):
+    """Prometheus metric type."""
+
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One metric family."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+    """Grafana unit of the values: `s`, `bytes`, `percentunit`, `short`; empty for a plain number."""
+
+
+TABLE: dict[str, Series] = {}
+
+
+def _series(name: str, kind: Kind, help_text: str, *labels: str, unit: str = "") -> Series:
+    series = Series(name=name, kind=kind, help=help_text, labels=labels, unit=unit)
+    TABLE[name] = series
+    return series
+
+
+_RUN: Final = ("run_id", "run")
+_GAUGE, _COUNTER, _HISTOGRAM = Kind.GAUGE, Kind.COUNTER, Kind.HISTOGRAM
+
+RUN_INFO = _series(
+    "curvewatch_run_info",
+    _GAUGE,
+    "Facts of a run that do not change, and its free labels as label_<key>; always 1.",
+    *_RUN,
+    "owner",
+    "cluster",
+    "task",
+)
+RUN_STATE = _series(
+    "curvewatch_run_state", _GAUGE, "1 for the state that the run is in, 0 for the others.", *_RUN, "state"
+)
+LOSS = _series(
+    "curvewatch_loss",
+    _GAUGE,
+    "Global loss of the latest epoch: the mean over every sample of the split, each counted once.",
+    *_RUN,
+    "split",
+)
+METRIC = _series(
+    "curvewatch_metric",
+    _GAUGE,
+    "Global metric of the latest epoch; accuracy and the like as ratios from 0 to 1.",
+    *_RUN,
+    "split",
+    "metric",
+)
+EPOCH = _series("curvewatch_epoch", _GAUGE, "Latest finished epoch, from 1; 0 before the first.", *_RUN)
+EPOCHS_PLANNED = _series("curvewatch_epochs_planned", _GAUGE, "Epochs that the job asks for.", *_RUN)
+BEST_VALIDATION_LOSS = _series(
+    "curvewatch_best_validation_loss", _GAUGE, "Lowest validation loss of the run so far.", *_RUN
+)
+BEST_EPOCH = _series("curvewatch_best_epoch", _GAUGE, "Epoch of the lowest validation loss.", *_RUN)
+EPOCHS_SINCE_BEST = _series(
+    "curvewatch_epochs_since_best", _GAUGE, "Epochs since the lowest validation loss.", *_RUN
+)
+LOSS_SLOPE = _series(
+    "curvewatch_loss_slope_per_epoch",
+    _GAUGE,
+    "Slope of the loss over the latest epochs (as many as the run's patience), per epoch.",
+    *_RUN,
+    "split",
+)
+GENERALIZATION_GAP = _series(
+    "curvewatch_generalization_gap", _GAUGE, "Validation loss minus train loss at the latest epoch.", *_RUN
+)
+PATIENCE_EPOCHS = _series(
+    "curvewatch_patience_epochs",
+    _GAUGE,
+    "Epochs without a new best validation loss that the run allows before an alert.",
+    *_RUN,
+)
+VERDICT = _series(
+    "curvewatch_verdict", _GAUGE, "1 for the diagnosis of the curve so far, 0 for the others.", *_RUN, "verdict"
+)
+LEARNING_RATE = _series(
+    "curvewatch_learning_rate", _GAUGE, "Learning rate at the last step of the latest epoch.", *_RUN
+)
+GRADIENT_NORM = _series(
+    "curvewatch_gradient_norm",
+    _GAUGE,
+    "L2 norm of the global gradient at the last step of the latest epoch, before clipping.",
+    *_RUN,
+)
+EPOCH_DURATION = _series(
+    "curvewatch_epoch_duration_seconds", _GAUGE, "Time that the latest epoch took.", *_RUN, unit="s"
+)
+SAMPLES = _series(
+    "curvewatch_samples_total",
+    _COUNTER,
+    "Train samples over all epochs of the run; an epoch that is replayed counts once.",
+    *_RUN,
+    unit="short",
+)
+SAMPLES_PER_SECOND = _series(
+    "curvewatch_samples_per_second",
+    _GAUGE,
+    "Samples of both splits in the latest epoch, by its duration.",
+    *_RUN,
+    unit="short",
+)
+WORKER_RESTARTS = _series(
+    "curvewatch_worker_restarts_total", _COUNTER, "Starts of the worker group after the first.", *_RUN
+)
+WORLD_SIZE = _series("curvewatch_world_size", _GAUGE, "Ranks of the latest attempt.", *_RUN)
+NONFINITE_SAMPLES = _series(
+    "curvewatch_nonfinite_samples_total",
+    _COUNTER,
+    "Samples whose loss was NaN or infinite, over all epochs of the run.",
+    *_RUN,
+    "split",
+    unit="short",
+)
+RECEIPT_EXACT = _series(
+    "curvewatch_receipt_exact",
+    _GAUGE,
+    "1 if each sample of the split was counted exactly once in the latest epoch, else 0.",
+    *_RUN,
+    "split",
+)
+RANK_LOSS_SPREAD = _series(
+    "curvewatch_rank_loss_spread",
+    _GAUGE,
+    "Largest minus smallest mean loss over the ranks in the latest epoch.",
+    *_RUN,
+    "split",
+)
+SHARD_SAMPLES = _series(
+    "curvewatch_shard_samples", _GAUGE, "Train samples that the rank saw in the latest epoch.", *_RUN, "rank"
+)
+RANK_EPOCH_SECONDS = _series(
+    "curvewatch_rank_epoch_seconds", _GAUGE, "Time of the rank in the latest epoch.", *_RUN, "rank", unit="s"
+)
+GPU_MEMORY_PEAK = _series(
+    "curvewatch_gpu_memory_peak_bytes",
+    _GAUGE,
+    "Most memory that the rank had allocated on its GPU in the latest epoch.",
+    *_RUN,
+    "rank",
+    unit="bytes",
+)
+GPU_SECONDS = _series(
+    "curvewatch_gpu_seconds_total",
+    _COUNTER,
+    "GPU time of the run's finished epochs: duration times GPUs.",
+    *_RUN,
+    unit="s",
+)
+LAST_EPOCH_TIMESTAMP = _series(
+    "curvewatch_last_epoch_timestamp_seconds",
+    _GAUGE,
+    "Unix time at which the latest epoch finished.",
+    *_RUN,
+    unit="s",
+)
+RUNS_FINISHED = _series(
+    "curvewatch_runs_finished_total", _COUNTER, "Runs that have ended, by how.", "outcome", unit="short"
+)
+RUNS = _series("curvewatch_runs", _GAUGE, "Runs in the store, by state.", "state", unit="short")
+INGESTED_MESSAGES = _series(
+    "curvewatch_ingested_messages_total", _COUNTER, "Messages taken from workers, by kind.", "kind", unit="short"
+)
+INGEST_ERRORS = _series(
+    "curvewatch_ingest_errors_total", _COUNTER, "Ingest requests that were refused or failed.", unit="short"
+)
+COLLECTOR_ERRORS = _series(
+    "curvewatch_collector_errors_total",
+    _COUNTER,
+    "Runs that could not be exported, counted once for each scrape.",
+    unit="short",
+)
+COLLECTOR_DURATION = _series(
+    "curvewatch_collector_duration_seconds", _GAUGE, "Time that the latest scrape took to build.", unit="s"
+)
+RECONCILE_ERRORS = _series(
+    "curvewatch_reconcile_errors_total",
+    _COUNTER,
+    "Passes of the reconciler that failed for a run.",
+    unit="short",
+)
