@@ -1,0 +1,10 @@
+"""Read a learning curve: a pure function from losses by epoch to a verdict, its evidence and advice.
+
+Needs the standard library only. docs/diagnosis.md defines the verdicts and the rules.
+"""
+
+from curvewatch_workers.diagnosis.curve import Curve, CurveSummary, summarize
+from curvewatch_workers.diagnosis.diagnose import diagnose
+from curvewatch_workers.diagnosis.verdict import Diagnosis, Evidence, Verdict
+
+__all__ = ["Curve", "CurveSummary", "Diagnosis", "Evidence", "Verdict", "diagnose", "summarize"]
