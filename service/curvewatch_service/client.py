@@ -1,0 +1,230 @@
+"""Typed client of the HTTP API.
+
+ClientError: something that a user of the service is told
+├── ServiceAwayError: nothing answers at the address
+└── RefusedError: the service answered with an error; carries its status and each of its problems
+    ├── WrongTokenError (401)
+    └── UnknownRunError (404)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from types import TracebackType
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import ValidationError
+
+from curvewatch_service.schemas import (
+    EpochList,
+    EpochView,
+    EventList,
+    EventView,
+    LogView,
+    Problem,
+    RunList,
+    RunView,
+    View,
+)
+
+_Answer = TypeVar("_Answer", bound=View)
+_PAGE = 100
+
+
+class ClientError(Exception):
+    """Something that a user of the service is told."""
+
+
+class ServiceAwayError(ClientError):
+    """Nothing answers at the service's address."""
+
+
+class RefusedError(ClientError):
+    """The service answered with an error."""
+
+    def __init__(self, detail: str, *, status: int, problems: Collection[str] = ()) -> None:
+        self.status = status
+        self.problems = tuple(problems)
+        super().__init__(
+            "\n".join([detail, *(f"  {problem}" for problem in problems if problem not in detail)])
+        )
+
+
+class WrongTokenError(RefusedError):
+    """The service does not know the token."""
+
+
+class UnknownRunError(RefusedError):
+    """The service has no such run."""
+
+
+_BY_STATUS: dict[int, type[RefusedError]] = {401: WrongTokenError, 404: UnknownRunError}
+
+
+class Client:
+    """Talk to one service as one user.
+
+    Every method raises:
+        ServiceAwayError: Nothing answers, or what answers is no Curvewatch service.
+        RefusedError: The service said no; the message is the service's own.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        token: str,
+        *,
+        timeout_seconds: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.server = server.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.server,
+            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+            timeout=timeout_seconds,
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    def submit(self, spec_text: str, code_zip: bytes) -> RunView:
+        """Submit a job: its file as YAML or JSON text, and its code folder as a zip."""
+        files = {
+            "spec": ("job.yaml", spec_text.encode(), "application/yaml"),
+            "code": ("code.zip", code_zip, "application/zip"),
+        }
+        return self._read(RunView, self._send("POST", "/api/v1/runs", files=files))
+
+    def runs(self, *, states: Collection[str] = (), limit: int | None = None, offset: int = 0) -> RunList:
+        """Return runs, newest first; `total` counts those that were left out too."""
+        params: list[tuple[str, str | int | float | bool | None]] = [("state", state) for state in states]
+        if limit is not None:
+            params.append(("limit", limit))
+        if offset:
+            params.append(("offset", offset))
+        return self._read(RunList, self._send("GET", "/api/v1/runs", params=httpx.QueryParams(params)))
+
+    def run(self, run_id: str) -> RunView:
+        """Return one run."""
+        return self._read(RunView, self._send("GET", f"/api/v1/runs/{quote(run_id, safe='')}"))
+
+    def epochs(self, run_id: str) -> list[EpochView]:
+        """Return the epochs of a run, in order."""
+        return self._read(
+            EpochList, self._send("GET", f"/api/v1/runs/{quote(run_id, safe='')}/epochs")
+        ).epochs
+
+    def events(self, run_id: str) -> list[EventView]:
+        """Return what happened to a run, in order."""
+        return self._read(
+            EventList, self._send("GET", f"/api/v1/runs/{quote(run_id, safe='')}/events")
+        ).events
+
+    def logs(self, run_id: str) -> str:
+        """Return what the run's program has written so far."""
+        return self._read(LogView, self._send("GET", f"/api/v1/runs/{quote(run_id, safe='')}/logs")).text
+
+    def stop(self, run_id: str) -> RunView:
+        """Ask a run to stop; it takes a checkpoint at the end of its epoch and ends."""
+        return self._read(RunView, self._send("POST", f"/api/v1/runs/{quote(run_id, safe='')}/stop"))
+
+    def metrics_text(self) -> str:
+        """Return the Prometheus exposition."""
+        return self._send("GET", "/metrics").text
+
+    def health(self) -> None:
+        """Return when the service is up and ready to take runs."""
+        self._send("GET", "/readyz")
+
+    def find(self, name: str) -> RunView:
+        """Return the run that `latest`, a whole run id or the unique beginning of one names.
+
+        Raises:
+            UnknownRunError: No run, or more than one, is named by it.
+        """
+        if name == "latest":
+            newest = self.runs(limit=1).runs
+            if not newest:
+                raise UnknownRunError(
+                    "there is no run yet; submit one: curvewatch submit job.yaml", status=404
+                )
+            return self.run(newest[0].run_id)
+        matches = self._beginning_with(name)
+        if name in matches:
+            return self.run(name)
+        if not matches:
+            raise UnknownRunError(
+                f"no run is called {name!r} or begins with it; `curvewatch runs` lists them", status=404
+            )
+        if len(matches) > 1:
+            shown = ", ".join(matches[:5]) + (", ..." if len(matches) > 5 else "")
+            raise UnknownRunError(
+                f"{len(matches)} runs begin with {name!r}: {shown}; give more of the id", status=404
+            )
+        return self.run(matches[0])
+
+    def _beginning_with(self, prefix: str) -> list[str]:
+        matches: list[str] = []
+        offset = 0
+        while True:
+            page = self.runs(limit=_PAGE, offset=offset)
+            matches += [run.run_id for run in page.runs if prefix and run.run_id.startswith(prefix)]
+            offset += len(page.runs)
+            if not page.runs or offset >= page.total:
+                return matches
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: httpx.QueryParams | None = None,
+        files: dict[str, tuple[str, bytes, str]] | None = None,
+    ) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, params=params, files=files)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise ServiceAwayError(
+                f"no Curvewatch service answers at {self.server} ({reason}); start one with "
+                "`curvewatch serve`, or name the right address with --server"
+            ) from error
+        if response.is_success:
+            return response
+        raise self._refusal(response)
+
+    def _refusal(self, response: httpx.Response) -> ClientError:
+        try:
+            problem = Problem.model_validate_json(response.content)
+        except ValidationError:
+            return self._not_ours(response)
+        kind = _BY_STATUS.get(response.status_code, RefusedError)
+        return kind(problem.detail, status=response.status_code, problems=problem.problems)
+
+    def _read(self, kind: type[_Answer], response: httpx.Response) -> _Answer:
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError as error:
+            raise self._not_ours(response) from error
+
+    def _not_ours(self, response: httpx.Response) -> ServiceAwayError:
+        return ServiceAwayError(
+            f"{response.request.url} answered {response.status_code} with something that no "
+            "Curvewatch service of this version says; check the address, and that client and service "
+            "have the same version"
+        )

@@ -1,0 +1,270 @@
+"""How runs, curves, verdicts and receipts look in a terminal; nothing here prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from curvewatch_service.schemas import (
+    DiagnosisView,
+    EpochView,
+    EventView,
+    RunSummary,
+    RunView,
+    SplitView,
+)
+
+STATE_STYLES = {
+    "QUEUED": "yellow",
+    "STARTING": "cyan",
+    "RUNNING": "cyan",
+    "RESTARTING": "yellow",
+    "STOPPING": "yellow",
+    "SUCCEEDED": "green",
+    "FAILED": "red",
+    "STOPPED": "dim",
+    "LOST": "red",
+}
+VERDICT_STYLES = {"good_fit": "green", "too_early": "dim", "diverging": "red", "not_finite": "red"}
+_LOG_SCALE_FROM = 100.0
+"""Ratio of the largest to the smallest loss from which the curve is drawn on a logarithmic axis."""
+_ETA_EPOCHS = 5
+
+
+def number(value: float | None) -> str:
+    """Write a loss or a metric with four significant digits; a dash when there is none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3e}"
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.6g}"
+
+
+def words(verdict: str | None) -> str:
+    """Write a verdict as a person says it: `good fit`."""
+    return verdict.replace("_", " ") if verdict else "-"
+
+
+def span(seconds: float) -> str:
+    """Write a length of time: `42 s`, `3 min 05 s`, `2 h 10 min`, `3 d 4 h`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def seconds_left(epochs: Sequence[EpochView], planned: int) -> float | None:
+    """Estimate the seconds to the last planned epoch from the latest epochs; None before the first."""
+    if not epochs:
+        return None
+    latest = epochs[-_ETA_EPOCHS:]
+    return (planned - epochs[-1].epoch) * sum(epoch.duration_seconds for epoch in latest) / len(latest)
+
+
+def best_epoch(epochs: Sequence[EpochView]) -> EpochView | None:
+    """Return the epoch of lowest validation loss, the first of equals."""
+    rated = [epoch for epoch in epochs if epoch.validation.loss is not None]
+    return min(rated, key=lambda epoch: (epoch.validation.loss, epoch.epoch), default=None)
+
+
+def epoch_line(epoch: EpochView, epochs: Sequence[EpochView], planned: int) -> str:
+    """Write one epoch as one line, for logs and pipes."""
+    known = [other for other in epochs if other.epoch <= epoch.epoch]
+    attempt = f" (attempt {epoch.attempt})" if epoch.attempt > 1 else ""
+    exact = epoch.train.receipt.exact and epoch.validation.receipt.exact
+    return f"epoch {epoch.epoch}/{planned}{attempt}  {losses(epoch, best_epoch(known))}" + (
+        "" if exact else "  receipt NOT exact"
+    )
+
+
+def losses(epoch: EpochView, best: EpochView | None) -> str:
+    """Write an epoch's losses, validation metrics and the best epoch so far."""
+    parts = [f"train {number(epoch.train.loss)}", f"validation {number(epoch.validation.loss)}"]
+    parts += [f"{name} {number(value)}" for name, value in epoch.validation.metrics.items()]
+    if best is not None:
+        parts.append(f"best {number(best.validation.loss)} (epoch {best.epoch})")
+    return "  ".join(parts)
+
+
+def runs_table(runs: Sequence[RunSummary], *, now: datetime | None = None) -> Table:
+    """Draw a list of runs."""
+    now = now or datetime.now(UTC)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("RUN", no_wrap=True, overflow="fold")
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("EPOCH", justify="right", no_wrap=True)
+    table.add_column("TRAIN", justify="right", no_wrap=True)
+    table.add_column("VALIDATION", justify="right", no_wrap=True)
+    table.add_column("VERDICT", no_wrap=True)
+    table.add_column("AGE", justify="right", no_wrap=True)
+    for run in runs:
+        table.add_row(
+            run.run_id,
+            Text(run.state, STATE_STYLES.get(run.state, "")),
+            f"{run.epoch}/{run.epochs_planned}",
+            number(run.train_loss),
+            number(run.validation_loss),
+            Text(words(run.verdict), VERDICT_STYLES.get(run.verdict or "", "yellow")),
+            span((now - run.created_at) / timedelta(seconds=1)),
+        )
+    return table
+
+
+def run_facts(run: RunView) -> Table:
+    """Draw what is known of one run."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    scaling = run.spec.scaling
+    asked = f"{scaling.workers} x {scaling.cpus_per_worker:g} CPU"
+    asked += f" + {scaling.gpus_per_worker} GPU" if scaling.gpus_per_worker else ""
+    facts: list[tuple[str, RenderableType | None]] = [
+        ("run", run.run_id),
+        ("state", Text.assemble((run.state, STATE_STYLES.get(run.state, "")), f"  {run.reason}")),
+        ("epoch", f"{run.epoch} of {run.epochs_planned}"),
+        ("task", run.spec.code.task),
+        ("workers", asked),
+        ("owner", run.owner),
+        ("created", when(run.created_at)),
+        ("started", when(run.started_at) if run.started_at else None),
+        ("finished", when(run.finished_at) if run.finished_at else None),
+        ("attempt", str(run.attempt) if run.attempt > 1 else None),
+        ("labels", ", ".join(f"{key}={value}" for key, value in sorted(run.labels.items())) or None),
+        ("code", run.code_hash[:12]),
+        ("Ray job", run.submission_id),
+        ("checkpoint", run.checkpoint),
+        ("best checkpoint", run.best_checkpoint),
+    ]
+    for name, value in facts:
+        if value is not None:
+            table.add_row(name, value)
+    return table
+
+
+def when(moment: datetime) -> str:
+    """Write a time in the reader's own zone."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def events_table(events: Sequence[EventView]) -> Table:
+    """Draw what happened to a run."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for event in events:
+        table.add_row(when(event.time), event.reason, event.message)
+    return table
+
+
+def verdict_text(diagnosis: DiagnosisView | None) -> RenderableType:
+    """Draw the verdict with its evidence and advice."""
+    if diagnosis is None:
+        return Text("No verdict: no epoch has finished.", "dim")
+    style = VERDICT_STYLES.get(diagnosis.verdict, "yellow")
+    lines = [Text.assemble(("Verdict: ", "bold"), (words(diagnosis.verdict), f"bold {style}"))]
+    lines.append(Text(f"  {diagnosis.summary}"))
+    lines += [Text(f"  - {evidence.message}") for evidence in diagnosis.evidence]
+    if diagnosis.advice:
+        lines.append(Text.assemble(("  Advice: ", "bold"), diagnosis.advice))
+    return Group(*lines)
+
+
+def receipt_table(epochs: Sequence[EpochView]) -> RenderableType:
+    """Draw what was counted, over all epochs."""
+    if not epochs:
+        return Text("No receipt: no epoch has finished.", "dim")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), title_justify="left")
+    table.add_column("RECEIPT")
+    for name in ("SAMPLES", "COUNTED", "NON-FINITE", "RANKS", "EXACT EPOCHS"):
+        table.add_column(name, justify="right")
+    for split in ("train", "validation"):
+        parts: list[SplitView] = [getattr(epoch, split) for epoch in epochs]
+        latest = parts[-1].receipt
+        exact = sum(part.receipt.exact for part in parts)
+        table.add_row(
+            split,
+            f"{latest.samples_expected:,}",
+            f"{latest.samples_seen:,}",
+            f"{sum(part.receipt.nonfinite_samples for part in parts):,}",
+            str(latest.ranks),
+            Text(f"{exact} of {len(parts)}", "green" if exact == len(parts) else "bold red"),
+        )
+    return table
+
+
+def curve_chart(
+    epochs: Sequence[EpochView], *, width: int = 76, height: int = 16, color: bool = True
+) -> Text:
+    """Draw train and validation loss by epoch, with the best epoch marked.
+
+    With color the lines differ by color, without by mark: `o` for train, `x` for validation.
+    """
+    from plotext import figure, marker, terminal
+
+    series = {
+        name: [(e.epoch, loss) for e in epochs if (loss := getattr(e, name).loss) is not None]
+        for name in ("train", "validation")
+    }
+    values = [loss for points in series.values() for _, loss in points]
+    if not values:
+        return Text("No curve: no epoch has a finite loss.", "dim")
+    terminal.limit(False, False)
+    figure.clear()
+    figure.theme("simple")
+    figure.plot_size(width, height)
+    for points, dot, hue in zip(series.values(), "ox", ("blue+", "orange+"), strict=True):
+        if points:
+            mark = marker("braille", hue) if color else dot
+            figure.draw(figure.signal(*zip(*points, strict=True), marker=mark).lines(color))
+    best = best_epoch(epochs)
+    if best is not None:
+        figure.draw(figure.signal([best.epoch], [best.validation.loss], marker=marker("*", "green+")))
+    figure.ruler("x").ticks(_ticks(epochs[0].epoch, epochs[-1].epoch))
+    logarithmic = min(values) > 0 and max(values) / min(values) > _LOG_SCALE_FROM
+    if logarithmic:
+        figure.ruler("y").scale("log")
+    drawn = figure.build().string(colorless=not color).rstrip()
+    text = Text.from_ansi(drawn) if color else Text(drawn)
+    return Text("\n").join([_legend(best, color=color, logarithmic=logarithmic), text])
+
+
+def _legend(best: EpochView | None, *, color: bool, logarithmic: bool) -> Text:
+    train, validation = ("━━", "━━") if color else ("o", "x")
+    text = Text.assemble(
+        ("loss by epoch" + (", logarithmic" if logarithmic else ""), "bold"),
+        ("   " + train, "bright_blue"),
+        " train   ",
+        (validation, "bright_yellow"),
+        " validation",
+    )
+    if best is not None:
+        text.append("   *", "bold bright_green")
+        text.append(f" best {number(best.validation.loss)}, epoch {best.epoch}")
+    return text
+
+
+def _ticks(first: int, last: int, count: int = 8) -> list[int]:
+    step = max(1, math.ceil((last - first) / count))
+    return sorted({first, *range(-(-first // step) * step, last + 1, step), last})
+
+
+def ending(run: RunView, epochs: Sequence[EpochView], *, width: int, color: bool) -> RenderableType:
+    """Draw how a run ended: state and reason, curve, verdict, receipt."""
+    state = Text.assemble((run.state, f"bold {STATE_STYLES.get(run.state, '')}"), f"  {run.reason}")
+    parts: list[RenderableType] = [state]
+    if epochs:
+        parts += ["", curve_chart(epochs, width=min(width, 100), color=color)]
+        parts += ["", verdict_text(run.diagnosis), "", receipt_table(epochs)]
+    if run.traceback:
+        parts += ["", Text("Traceback of the training code", "bold"), Text.from_ansi(run.traceback)]
+    return Group(*parts)
