@@ -94,7 +94,8 @@ IngestMessage = Annotated[
 class IngestRequest(Record):
     """Body of `POST /api/v1/runs/{run_id}/ingest`: messages in the order in which they happened."""
 
-    messages: tuple[IngestMessage, ...] = Field(min_length=1, max_length=1000)
+    messages: tuple[IngestMessage, ...] = Field(max_length=1000)
+    """None at all asks for the control word only."""
 
 
 class IngestAnswer(Record):

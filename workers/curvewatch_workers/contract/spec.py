@@ -88,6 +88,9 @@ class CheckpointSpec(Spec):
     """A checkpoint after each so many epochs; one is always taken after the last epoch."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept: those of lowest validation loss, and the latest always."""
+    min_interval_seconds: float = Field(default=2.0, ge=0)
+    """A checkpoint that is due sooner than this after the last one is left out, so that short epochs are not
+    spent on checkpoints."""
 
 
 class EarlyStoppingSpec(Spec):

@@ -1,0 +1,115 @@
+"""Batches of a dataset for one rank, with the zero-row batch of an empty share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from curvewatch_workers.batches import Indices
+from curvewatch_workers.errors import TaskError
+
+
+class Batch(NamedTuple):
+    """The samples of one step on one rank."""
+
+    inputs: Any
+    """What the model is called with: a tensor [batch, ...], or a structure of such."""
+    targets: Tensor
+    """Shape [batch, ...]."""
+    indices: Indices
+    """Which samples of the dataset these are."""
+
+
+class _Chunk(NamedTuple):
+    samples: list[Any]
+    indices: Indices
+
+
+class _Samples(Dataset[Any]):
+    """Fetches the samples of a share at once; an empty share borrows sample 0 for its shapes."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+        self._fetch_many = getattr(dataset, "__getitems__", None)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[_Chunk]:
+        wanted = list(indices) or [0]
+        samples = self._fetch_many(wanted) if self._fetch_many else [self._dataset[i] for i in wanted]
+        return [_Chunk(samples, torch.tensor(indices, dtype=torch.int64).numpy())]
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[index]
+
+
+@dataclass(frozen=True)
+class _Collate:
+    collate: Callable[[Sequence[Any]], Any]
+
+    def __call__(self, chunks: list[_Chunk]) -> Batch:
+        (chunk,) = chunks
+        made = self.collate(chunk.samples)
+        if not (isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[1], Tensor)):
+            raise TaskError(
+                "a batch must be a pair (inputs, targets) with a tensor of targets, got "
+                f"{type(made).__name__}; let the dataset give pairs, or set TrainingTask.collate"
+            )
+        inputs, targets = made
+        if len(chunk.indices) == 0:
+            inputs, targets = pytree.tree_map_only(Tensor, lambda t: t[:0], (inputs, targets))
+        return Batch(inputs, targets, chunk.indices)
+
+
+class ShareLoader:
+    """Loads the shares of one split: the same dataset object and processes for all epochs.
+
+    Args:
+        dataset: Map-style dataset.
+        collate: Makes a batch of a list of samples; torch's default when None.
+        workers: Processes that load; 0 loads in this one.
+        device: Where the batches go; host memory is pinned for a GPU, and copies do not wait.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        *,
+        collate: Callable[[Sequence[Any]], Any] | None,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        self._device = device
+        self._shares = _Shares()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Samples(dataset),
+            batch_sampler=cast("Any", self._shares),
+            collate_fn=_Collate(collate or default_collate),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def batches(self, shares: Callable[[], Iterator[Indices]]) -> Iterator[Batch]:
+        """Yield one batch on the device for each share, in order."""
+        self._shares.source = shares
+        for inputs, targets, indices in self._loader:
+            moved = pytree.tree_map_only(
+                Tensor, lambda t: t.to(self._device, non_blocking=True), (inputs, targets)
+            )
+            yield Batch(*moved, indices)
+
+
+class _Shares:
+    """The batch sampler whose shares change with each epoch."""
+
+    def __init__(self) -> None:
+        self.source: Callable[[], Iterator[Indices]] = lambda: iter(())
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for share in self.source():
+            yield share.tolist()

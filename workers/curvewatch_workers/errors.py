@@ -1,0 +1,47 @@
+"""Errors of the training program.
+
+WorkersError
+├── TaskError: the user's callable, or what it returned, cannot be used
+│   └── UserCodeError: the user's code raised; carries its traceback, trimmed of ours
+├── LayoutMismatchError: the ranks disagree on the buffer of the epoch
+└── CheckpointError: a checkpoint cannot be used
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+_OWN_FOLDER = Path(__file__).parent
+
+
+class WorkersError(Exception):
+    """Something is wrong with a run. The message names the thing, the rule, the value and the remedy."""
+
+
+class TaskError(WorkersError):
+    """The user's callable, or what it returned, cannot be used."""
+
+
+class UserCodeError(TaskError):
+    """The user's code raised an exception."""
+
+    def __init__(self, where: str, cause: BaseException) -> None:
+        super().__init__(f"{where} raised {type(cause).__name__}: {cause}")
+        self.traceback_text = user_traceback(cause)
+
+
+class LayoutMismatchError(WorkersError):
+    """The ranks disagree on the buffer that they reduce at the end of an epoch."""
+
+
+class CheckpointError(WorkersError):
+    """A checkpoint cannot be used."""
+
+
+def user_traceback(error: BaseException) -> str:
+    """Format a traceback without the frames of this package that lead to the user's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if _OWN_FOLDER not in Path(frame.filename).parents]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(users)]
+    return "".join([*lines, *traceback.format_exception_only(error)])

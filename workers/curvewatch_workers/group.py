@@ -1,0 +1,124 @@
+"""The ranks of a run behind one small protocol; nothing else calls ``torch.distributed``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Group(Protocol):
+    """The ranks that train together. Every rank makes the same calls in the same order, always."""
+
+    @property
+    def rank(self) -> int:
+        """This process, from 0."""
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this rank's model and of every tensor that is reduced."""
+
+    def all_reduce_sum(self, tensor: Tensor) -> None:
+        """Replace a tensor, in place, by its sum over the ranks. The same shape on each rank."""
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Replace a tensor, in place, by that of rank 0."""
+
+    def first_problem(self, problem: str | None) -> str | None:
+        """Return the problem of the lowest rank that has one, the same on each rank; None without any."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model whose backward averages the gradients over the ranks."""
+
+
+class SoloGroup:
+    """One process alone: no collective at all."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
+
+    def all_reduce_sum(self, tensor: Tensor) -> None:
+        """Leave the tensor: the sum over one rank is itself."""
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Leave the tensor: it is rank 0's."""
+
+    def first_problem(self, problem: str | None) -> str | None:
+        """Return the problem."""
+        return problem
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model as it is."""
+        return model
+
+
+class TorchGroup:
+    """The default process group of ``torch.distributed``, which must be initialised."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+
+    def all_reduce_sum(self, tensor: Tensor) -> None:
+        """Sum a tensor over the ranks, in place."""
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Take rank 0's tensor, in place."""
+        dist.broadcast(tensor, src=0)
+
+    def first_problem(self, problem: str | None) -> str | None:
+        """Return the problem of the lowest rank that has one."""
+        problems: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(problems, problem)
+        return next((one for one in problems if one is not None), None)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Wrap the model in DistributedDataParallel."""
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            return model
+        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+
+def group_of_process(device: torch.device) -> Group:
+    """Return the group of this process: the initialised process group, or itself alone.
+
+    A process group of one rank is a group alone too: nothing needs to travel.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return TorchGroup(device)
+    return SoloGroup(device)
+
+
+def join_torchrun(*, gpu: bool, timeout: dt.timedelta = dt.timedelta(minutes=30)) -> Group:
+    """Join the process group that ``torchrun`` describes in the environment; alone without torchrun.
+
+    Args:
+        gpu: Use the GPU of this local rank, with NCCL; else the CPU, with gloo.
+        timeout: Longest wait in one collective.
+    """
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=timeout)
+    return group_of_process(device)
+
+
+def leave() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

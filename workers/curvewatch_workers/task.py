@@ -1,0 +1,141 @@
+"""The user's side: what a job's callable returns, and how it is called."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import JsonValue
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from curvewatch_workers.contract import JobSpec
+from curvewatch_workers.errors import TaskError, UserCodeError
+from curvewatch_workers.metrics import Metric, SampleLossFunction, per_sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """All that a user must write: returned by the callable that the job names.
+
+    Datasets are map-style (`__len__` and `__getitem__`) and give pairs (inputs, target). The model is called
+    with the batch of inputs on the right device. The callable runs once in each worker, after torch was
+    seeded, and must return the same model on each.
+    """
+
+    model: nn.Module
+    """The model, on the CPU."""
+    train: Dataset[Any]
+    """Train samples, the same on each worker: the engine shares them out."""
+    validation: Dataset[Any]
+    """Validation samples, the same on each worker."""
+    loss: nn.Module | SampleLossFunction
+    """A loss of torch.nn, or a callable that gives one loss for each sample, shape [batch]."""
+    optimizer: Optimizer
+    """An optimizer over the model's parameters."""
+    scheduler: LRScheduler | ReduceLROnPlateau | None = None
+    """Learning-rate schedule; ReduceLROnPlateau is given the global validation loss."""
+    scheduler_step: Literal["epoch", "step"] = "epoch"
+    """Whether the schedule moves after each epoch or after each optimizer step."""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    """Metrics by name, measured on both splits."""
+    collate: Callable[[Sequence[Any]], Any] | None = None
+    """Makes a batch (inputs, targets) of a list of samples; torch's default without it."""
+
+
+def load_task(spec: JobSpec) -> TrainingTask:
+    """Import the job's callable, call it with the job's params and check what it returns.
+
+    Raises:
+        TaskError: The callable is missing or does not take the params, or its task cannot be trained.
+        UserCodeError: The user's code raised.
+    """
+    build = _import(spec.code.task)
+    _check_params(spec.code.task, build, spec.params)
+    try:
+        task = build(**spec.params)
+    except Exception as error:
+        raise UserCodeError(f"{spec.code.task}()", error) from error
+    check_task(task, spec.code.task)
+    return task
+
+
+def _import(target: str) -> Callable[..., TrainingTask]:
+    module_name, name = target.split(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name + ".").startswith(error.name + "."):
+            raise TaskError(
+                f"code.task names the module {module_name!r}, which is not in the code folder; "
+                "name a file of the folder, without .py"
+            ) from error
+        raise UserCodeError(f"importing {module_name}", error) from error
+    except Exception as error:
+        raise UserCodeError(f"importing {module_name}", error) from error
+    build = getattr(module, name, None)
+    if not callable(build):
+        known = ", ".join(n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module_name)
+        raise TaskError(
+            f"code.task names {name!r}, but the module {module_name!r} has no such callable; it has: {known or 'none'}"
+        )
+    return build
+
+
+def _check_params(target: str, build: Callable[..., TrainingTask], params: Mapping[str, JsonValue]) -> None:
+    try:
+        signature = inspect.signature(build)
+    except ValueError:
+        return
+    try:
+        signature.bind(**params)
+    except TypeError as error:
+        raise TaskError(f"{target}{signature} does not take the job's params {dict(params)!r}: {error}") from error
+
+
+def check_task(task: object, target: str) -> None:
+    """Check that a task can be trained exactly.
+
+    Raises:
+        TaskError: With the thing, the rule and the remedy.
+    """
+    if not isinstance(task, TrainingTask):
+        raise TaskError(f"{target} must return a TrainingTask, it returned {type(task).__name__}")
+    if not isinstance(task.model, nn.Module):
+        raise TaskError(f"TrainingTask.model must be a torch.nn.Module, got {type(task.model).__name__}")
+    if not isinstance(task.optimizer, Optimizer):
+        raise TaskError(f"TrainingTask.optimizer must be a torch optimizer, got {type(task.optimizer).__name__}")
+    for split, dataset in (("train", task.train), ("validation", task.validation)):
+        _check_dataset(split, dataset)
+    per_sample(task.loss)
+    owned = {id(parameter) for parameter in task.model.parameters()}
+    if not all(id(p) in owned for group in task.optimizer.param_groups for p in group["params"]):
+        raise TaskError(
+            "TrainingTask.optimizer holds parameters that are not the model's; "
+            "make it from model.parameters() of the same model"
+        )
+    for name in task.metrics:
+        if not name.isidentifier():
+            raise TaskError(f"metric name {name!r} must be letters, digits and `_`, as in 'top_5'")
+
+
+def _check_dataset(split: str, dataset: object) -> None:
+    if isinstance(dataset, DataLoader):
+        raise TaskError(
+            f"TrainingTask.{split} must be a dataset, got a DataLoader, whose batches cannot be shared out exactly; "
+            "pass its dataset, and its collate_fn as TrainingTask.collate"
+        )
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
+        raise TaskError(
+            f"TrainingTask.{split} must be a map-style dataset with __len__ and __getitem__, got "
+            f"{type(dataset).__name__}; an iterable cannot be split over workers so that each sample counts once"
+        )
+    if not hasattr(dataset, "__len__"):
+        raise TaskError(f"TrainingTask.{split} ({type(dataset).__name__}) must have a length; define __len__")
+    if len(dataset) == 0:
+        raise TaskError(f"TrainingTask.{split} has zero samples; there is nothing to compute a loss from")

@@ -1,0 +1,107 @@
+"""Run a job without Ray and without a service: ``[torchrun ... -m | python -m] curvewatch_workers.torchrun job.yaml``.
+
+For debugging a task, for tests on a GPU and for benchmarks. The records go to the same spool that a service
+would ingest, below the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from curvewatch_workers import group as groups
+from curvewatch_workers.checkpoint import FolderCheckpoints
+from curvewatch_workers.contract import (
+    Control,
+    EpochFinished,
+    IngestMessage,
+    Outcome,
+    RunLayout,
+    SpecError,
+    WorkerJob,
+    read_job_spec,
+)
+from curvewatch_workers.reporter import Reporter, reporter_for
+from curvewatch_workers.worker import WorkerEnding, run_worker
+
+
+class PrintingReporter:
+    """Prints each epoch and passes the messages on."""
+
+    def __init__(self, inner: Reporter) -> None:
+        self._inner = inner
+
+    def send(self, message: IngestMessage) -> None:
+        """Print an epoch as one line."""
+        if isinstance(message, EpochFinished):
+            record = message.record
+            values = [f"epoch {record.epoch}", f"train loss {record.train.loss:.6g}"]
+            values.append(f"validation loss {record.validation.loss:.6g}")
+            values += [f"{name} {value:.6g}" for name, value in record.validation.metric_values.items()]
+            values.append(f"{record.duration_seconds:.2f} s")
+            sys.stdout.write(", ".join(values) + "\n")
+            sys.stdout.flush()
+        self._inner.send(message)
+
+    def control(self) -> Control:
+        """Return the inner reporter's control word."""
+        return self._inner.control()
+
+    def close(self) -> None:
+        """Close the inner reporter."""
+        self._inner.close()
+
+
+def run_job(job: WorkerJob, working_dir: Path, *, gpu: bool) -> WorkerEnding:
+    """Run this process's rank of a job; processes that torchrun started join each other.
+
+    Args:
+        job: The job; its storage path takes spool and checkpoints.
+        working_dir: Folder of the user's code.
+        gpu: Train on the GPU of the local rank.
+    """
+    sys.path.insert(0, str(working_dir.resolve()))
+    group = groups.join_torchrun(gpu=gpu)
+    layout = RunLayout(job.storage_path, job.run_id)
+    try:
+        return run_worker(
+            job,
+            group,
+            FolderCheckpoints(layout.root, rank=group.rank, keep=job.spec.checkpoints.keep),
+            lambda attempt: PrintingReporter(reporter_for(job, f"attempt-{attempt:06d}")),
+        )
+    finally:
+        groups.leave()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0, 1 when the run failed, 2 for a wrong job file."""
+    parser = argparse.ArgumentParser(prog="curvewatch_workers.torchrun", description=__doc__.splitlines()[0])
+    parser.add_argument("job", type=Path, help="job.yaml, or its folder")
+    parser.add_argument("--output", type=Path, default=Path("curvewatch-output"), help="folder for spool and checkpoints")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        spec = read_job_spec(options.job)
+    except SpecError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    folder = options.job if options.job.is_dir() else options.job.parent
+    job = WorkerJob(
+        run_id=spec.name, submission=1, spec=spec, storage_path=str(options.output.resolve()), service_url=None
+    )
+    gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
+    ending = run_job(job, folder / spec.code.working_dir, gpu=gpu)
+    sys.stdout.write(f"{ending.outcome}: {ending.reason}\n")
+    if ending.traceback:
+        sys.stderr.write(ending.traceback)
+    return 1 if ending.outcome is Outcome.FAILED else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

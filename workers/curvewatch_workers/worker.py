@@ -1,0 +1,190 @@
+"""One worker of a run, from its start to its ending: the same under Ray and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from curvewatch_workers.checkpoint import Checkpoints
+from curvewatch_workers.contract import AttemptStarted, Outcome, RunLayout, WorkerJob
+from curvewatch_workers.errors import TaskError, UserCodeError, user_traceback
+from curvewatch_workers.group import Group
+from curvewatch_workers.loop import Trainer, seed_everything, utc_now
+from curvewatch_workers.reporter import NullReporter, Reporter
+from curvewatch_workers.task import TrainingTask, load_task
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerEnding(BaseModel):
+    """What rank 0 returns to the driver."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcome: Outcome
+    reason: str
+    traceback: str | None = None
+
+
+class _Failure(BaseModel):
+    """An exception in the middle of training, kept for the next attempt to compare with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    error: str
+    epoch: int
+    step: int
+    traceback: str
+
+    def same_as(self, other: _Failure) -> bool:
+        return (self.error, self.epoch, self.step) == (other.error, other.epoch, other.step)
+
+
+def run_worker(
+    job: WorkerJob,
+    group: Group,
+    checkpoints: Checkpoints,
+    make_reporter: Callable[[int], Reporter],
+) -> WorkerEnding:
+    """Run one rank of a job until it ends.
+
+    An error that every rank can be told of (the task cannot be built, or failed twice at the same step) is an
+    ending. Any other exception is raised, so that the group is torn down and started again.
+
+    Args:
+        job: The job.
+        group: The ranks.
+        checkpoints: Where checkpoints are kept.
+        make_reporter: Makes rank 0's reporter of an attempt.
+    """
+    layout = RunLayout(job.storage_path, job.run_id)
+    repeated = group.first_problem(_repeated_failure(layout) if group.rank == 0 else None)
+    if repeated is not None:
+        return _failed(_Failure.model_validate_json(repeated))
+    attempt = _claim_attempt(layout, group)
+    reporter = make_reporter(attempt) if group.rank == 0 else NullReporter()
+    try:
+        return _train(job, group, checkpoints, reporter, attempt, layout)
+    finally:
+        reporter.close()
+
+
+def _train(
+    job: WorkerJob, group: Group, checkpoints: Checkpoints, reporter: Reporter, attempt: int, layout: RunLayout
+) -> WorkerEnding:
+    trainer, problem = _build(job, group, checkpoints, reporter, attempt)
+    if trainer is None:
+        return WorkerEnding.model_validate_json(problem)
+    try:
+        after_epoch = trainer.resume()
+        reporter.send(
+            AttemptStarted(
+                attempt=attempt, world_size=group.world_size, time=utc_now(), resumed_after_epoch=after_epoch
+            )
+        )
+        ending = trainer.run(after_epoch=after_epoch)
+    except Exception as error:
+        _keep_failure(layout, attempt, group.rank, trainer.position, error)
+        raise
+    return WorkerEnding(outcome=ending.outcome, reason=ending.reason)
+
+
+def _build(
+    job: WorkerJob, group: Group, checkpoints: Checkpoints, reporter: Reporter, attempt: int
+) -> tuple[Trainer, str] | tuple[None, str]:
+    """Build task and trainer on every rank, or return the same ending on every rank."""
+    seed_everything(job.spec.training.seed, 0, 0)
+    task: TrainingTask | None = None
+    problem: str | None = None
+    try:
+        task = load_task(job.spec)
+    except TaskError as error:
+        problem = _task_ending(error).model_dump_json()
+    problem = group.first_problem(problem)
+    if problem is not None or task is None:
+        return None, problem or ""
+    try:
+        return Trainer(
+            run_id=job.run_id,
+            attempt=attempt,
+            spec=job.spec,
+            task=task,
+            group=group,
+            checkpoints=checkpoints,
+            reporter=reporter,
+        ), ""
+    except TaskError as error:
+        # What Trainer refuses, it refuses on every rank: it looks at the job and at the agreed layout.
+        return None, _task_ending(error).model_dump_json()
+
+
+def _task_ending(error: TaskError) -> WorkerEnding:
+    text = error.traceback_text if isinstance(error, UserCodeError) else None
+    return WorkerEnding(outcome=Outcome.FAILED, reason=str(error), traceback=text)
+
+
+def _claim_attempt(layout: RunLayout, group: Group) -> int:
+    """Number this start of the worker group: rank 0 creates the attempt's file, which only one can."""
+    number = 0
+    if group.rank == 0:
+        layout.attempts.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.name) for path in layout.attempts.iterdir() if path.name.isdigit()), default=0)
+        while not _create(layout.attempts / f"{number:06d}"):
+            number += 1
+    claimed = torch.tensor(number, dtype=torch.int64, device=group.device)
+    group.broadcast(claimed)
+    return int(claimed)
+
+
+def _create(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _keep_failure(
+    layout: RunLayout, attempt: int, rank: int, position: tuple[int, int], error: Exception
+) -> None:
+    failure = _Failure(
+        error=f"{type(error).__name__}: {error}",
+        epoch=position[0],
+        step=position[1],
+        traceback=user_traceback(error),
+    )
+    path = layout.attempts / f"{attempt:06d}-failure-{rank:04d}.json"
+    try:
+        path.write_text(failure.model_dump_json(), encoding="utf-8")
+    except OSError:
+        logger.exception("Could not keep the failure of attempt %d", attempt, extra={"action": "failure_not_kept"})
+
+
+def _repeated_failure(layout: RunLayout) -> str | None:
+    """Return the failure that the last two attempts share: what fails twice at one step fails always."""
+    attempts: dict[str, list[_Failure]] = {}
+    for path in sorted(layout.attempts.glob("*-failure-*.json")):
+        try:
+            failure = _Failure.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError, ValueError):
+            continue
+        attempts.setdefault(path.name.split("-")[0], []).append(failure)
+    if len(attempts) < 2:
+        return None
+    before, last = list(attempts.values())[-2:]
+    same = (one for one in last for other in before if one.same_as(other))
+    return next((failure.model_dump_json() for failure in same), None)
+
+
+def _failed(failure: _Failure) -> WorkerEnding:
+    return WorkerEnding(
+        outcome=Outcome.FAILED,
+        reason=f"failed twice at epoch {failure.epoch}, step {failure.step + 1}: {failure.error}",
+        traceback=failure.traceback,
+    )
