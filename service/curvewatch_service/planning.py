@@ -1,0 +1,112 @@
+"""From a run to the job that Ray is asked to run. Pure: nothing is sent, read or written here."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+import curvewatch_workers.contract as contract
+from curvewatch_service.errors import CannotFitError
+from curvewatch_workers.contract import WORKER_JOB_VARIABLE, JobSpec, WorkerJob
+
+if TYPE_CHECKING:
+    from curvewatch_service.settings import Settings
+    from curvewatch_service.store import Run
+
+WORKERS_PACKAGE = Path(contract.__file__).parent.parent
+"""Folder of the installed `curvewatch_workers`, which travels to the cluster with each job."""
+
+
+class JobRequest(BaseModel):
+    """A job as it is handed to Ray's Jobs API; `model_dump_json()` prints it."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    submission_id: str
+    """Name of the job on the cluster; a second job of the same name is refused."""
+    entrypoint: str
+    """Shell command that Ray starts on the head node."""
+    runtime_env: dict[str, JsonValue] = {}
+    """Code and environment variables of the job."""
+    metadata: dict[str, str] = {}
+    """Shown beside the job on Ray's dashboard."""
+
+
+class Resources(BaseModel):
+    """What a cluster has, or may come to have."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    cpus: float
+    """CPUs of all nodes together."""
+    gpus: float = 0
+    """GPUs of all nodes together."""
+    largest_node_cpus: float | None = None
+    """CPUs of the node that has most of them; null when that is not known."""
+
+    def minus(self, cpus: float, gpus: float) -> Resources:
+        """Return what is left when this much is taken."""
+        return self.model_copy(update={"cpus": self.cpus - cpus, "gpus": self.gpus - gpus})
+
+    def holds(self, spec: JobSpec) -> bool:
+        """Tell whether the job's workers fit, all at once."""
+        return spec.scaling.total_cpus <= self.cpus and spec.scaling.total_gpus <= self.gpus
+
+
+def plan(run: Run, *, settings: Settings) -> JobRequest:
+    """Return the job that trains a run; for a run that was never submitted, its first one.
+
+    The bundle goes as the zip file that it is stored as: Ray would leave out of a folder what the
+    folder's own .gitignore names.
+    """
+    submission = max(run.submission, 1)
+    job = WorkerJob(
+        run_id=run.run_id,
+        submission=submission,
+        spec=run.spec,
+        storage_path=str(settings.storage_path),
+        service_url=settings.public_url,
+    )
+    return JobRequest(
+        submission_id=f"{run.run_id}-{submission}",
+        entrypoint=f"{shlex.quote(settings.worker_python)} -m curvewatch_workers.entrypoint",
+        runtime_env={
+            "working_dir": str(settings.data_dir / "code" / f"{run.code_hash}.zip"),
+            "py_modules": [str(WORKERS_PACKAGE)],
+            "env_vars": {
+                WORKER_JOB_VARIABLE: job.model_dump_json(),
+                # Training workers stay in the code folder, so that the user's relative paths work.
+                "RAY_CHDIR_TO_TRIAL_DIR": "0",
+            },
+        },
+        metadata={"run_id": run.run_id, "run": run.name, "owner": run.owner},
+    )
+
+
+def require_fit(spec: JobSpec, resources: Resources) -> None:
+    """Check that the cluster can run a job when it has nothing else to do.
+
+    Raises:
+        CannotFitError: It never can; the message has both numbers.
+    """
+    scaling = spec.scaling
+    each = f"{scaling.workers} worker{'s' if scaling.workers > 1 else ''}"
+    for resource, wanted, per_worker, there in (
+        ("CPU", scaling.total_cpus, scaling.cpus_per_worker, resources.cpus),
+        ("GPU", scaling.total_gpus, scaling.gpus_per_worker, resources.gpus),
+    ):
+        if wanted > there:
+            raise CannotFitError(
+                f"job {spec.name}: {each} with {per_worker:g} {resource} each take {wanted:g} {resource}s, "
+                f"and the cluster has {there:g}; lower scaling.workers or "
+                f"scaling.{resource.lower()}s_per_worker, or enlarge the cluster"
+            )
+    largest = resources.largest_node_cpus
+    if largest is not None and scaling.cpus_per_worker > largest:
+        raise CannotFitError(
+            f"job {spec.name}: a worker takes {scaling.cpus_per_worker:g} CPUs on one node, and the largest "
+            f"node has {largest:g}; lower scaling.cpus_per_worker, or add a larger node"
+        )
