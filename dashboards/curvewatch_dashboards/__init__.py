@@ -1,1 +1,1 @@
-"""Grafana dashboards and Prometheus rules as code; the built files lie in `built/`."""
+"""Grafana dashboards and Prometheus rules as code, with the built files beside them."""

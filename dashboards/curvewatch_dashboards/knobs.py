@@ -1,0 +1,38 @@
+"""Every number and name that a site may want to turn, in one place; build again after a change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knobs:
+    """What rules and dashboards are built with; what belongs to one run comes as a series instead."""
+
+    hold: str = "15s"
+    """How long a condition must hold before its alert fires.
+
+    Patience, counted in epochs, is what waits for a trend. This only makes two evaluations in a row agree,
+    so that one odd scrape alerts nobody. It must stay far below the linger (10 minutes by default) for which
+    a finished run remains visible, or a run of a few seconds would never alert.
+    """
+    tolerated_train_rise: float = 0.1
+    """Rise of train loss over the patience, as a share of the rise of validation loss above its best, up to
+    which train loss counts as not rising: a memorised train set leaves a slope of either sign near zero."""
+    diverging_epochs: int = 3
+    """Epochs without a new best before a validation loss can be called diverging; a whole patience would be
+    too long to wait, because a loss that has diverged seldom comes back."""
+    runbook: str = "docs/runbook.md"
+    """Where the runbook is published; put the full address here when it has one."""
+    dashboard_uid: str = "curvewatch-run"
+    """Fixed identity of the dashboard, so that links survive a rebuild."""
+    dashboard_refresh: str = "10s"
+    """How often an open dashboard asks again."""
+    dashboard_from: str = "now-3h"
+    """First moment that the dashboard shows when it is opened."""
+    rule_labels: tuple[tuple[str, str], ...] = (
+        ("app.kubernetes.io/name", "curvewatch"),
+        ("release", "prometheus"),
+    )
+    """Labels of the PrometheusRule and the ServiceMonitor; `release` is what kube-prometheus-stack selects
+    by."""
