@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +21,7 @@ from curvewatch_service.cli.options import (
 
 if TYPE_CHECKING:
     from curvewatch_service.job_folder import JobFolder
+    from curvewatch_service.store import Run
 
 
 def submit(
@@ -59,4 +63,53 @@ def submit(
 
 
 def _print_plan(folder: JobFolder, code: bytes, *, as_json: bool) -> None:
-    raise NotImplementedError
+    from curvewatch_service.planning import plan
+    from curvewatch_service.settings import load_settings
+
+    request = plan(_run_of(folder, code), settings=load_settings())
+    if as_json:
+        print_json(request.model_dump_json())
+        return
+    scaling, training = folder.spec.scaling, folder.spec.training
+    console = output()
+    console.print(f"{folder.path} is a good job; nothing was submitted.\n", soft_wrap=True)
+    console.print(
+        f"{folder.spec.name}: {training.epochs} epochs, global batches of {training.global_batch_size}, on "
+        f"{scaling.workers} worker{'s' if scaling.workers > 1 else ''} with {scaling.total_cpus:g} CPU and "
+        f"{scaling.total_gpus} GPU in all; {len(code):,} bytes of code from {folder.code}",
+        soft_wrap=True,
+    )
+    console.print("\nWhat Ray would be given, by a service with the settings of this shell:")
+    console.print(request.model_dump_json(indent=2), soft_wrap=True)
+
+
+def _run_of(folder: JobFolder, code: bytes) -> Run:
+    """Return the run that the service would make of a job, with an id that shows it is none."""
+    from curvewatch_service.runs import RunState
+    from curvewatch_service.store import Run
+    from curvewatch_workers.contract import Control
+
+    return Run(
+        run_id=f"{folder.spec.name}-dry-run",
+        name=folder.spec.name,
+        owner=getpass.getuser(),
+        state=RunState.QUEUED,
+        reason="",
+        spec=folder.spec,
+        code_hash=hashlib.sha256(code).hexdigest(),
+        created_at=datetime.now(UTC),
+        started_at=None,
+        finished_at=None,
+        attempt=0,
+        submission=0,
+        control=Control.CONTINUE,
+        world_size=None,
+        epoch=0,
+        outcome=None,
+        outcome_reason="",
+        traceback=None,
+        checkpoint=None,
+        best_checkpoint=None,
+        diagnosis=None,
+        version=0,
+    )
