@@ -3,12 +3,15 @@
 ServiceError: carries the HTTP status it is answered with
 ├── BadRequestError (422): what was sent cannot be used
 │   ├── CodeBundleError: the code folder cannot be taken
-│   └── CannotFitError: the cluster will never have what the job asks for
+│   ├── CannotFitError: the cluster will never have what the job asks for
+│   └── JobRefusedError: Ray does not take the job, now or later
 ├── NotAuthenticatedError (401)
 ├── NotFoundError (404)
 ├── TooLargeError (413)
 ├── IllegalTransitionError (409): a move that is not in the life of a run
-└── ClusterUnavailableError (503): Ray does not answer
+├── ClusterUnavailableError (503): Ray does not answer
+├── SettingsError: a setting cannot be used
+└── DatabaseVersionError: the database was written by a newer Curvewatch
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ class CodeBundleError(BadRequestError):
 
 class CannotFitError(BadRequestError):
     """The cluster will never have what the job asks for."""
+
+
+class JobRefusedError(BadRequestError):
+    """Ray does not take the job, now or later."""
 
 
 class NotAuthenticatedError(ServiceError):
@@ -65,3 +72,11 @@ class ClusterUnavailableError(ServiceError):
     """Ray does not answer."""
 
     status = 503
+
+
+class SettingsError(ServiceError):
+    """A setting cannot be used."""
+
+
+class DatabaseVersionError(ServiceError):
+    """The database was written by a newer Curvewatch."""

@@ -1,0 +1,236 @@
+"""What the messages of workers do to a run: idempotent, and the same in whatever order they arrive."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from curvewatch_service.errors import BadRequestError
+from curvewatch_service.rows import add_event, visible_epochs
+from curvewatch_service.tables import AttemptRow, EpochRow, RunRow
+from curvewatch_workers.contract import (
+    SPLITS,
+    AttemptStarted,
+    EpochFinished,
+    EpochRecord,
+    IngestMessage,
+    JobSpec,
+    RunFinished,
+    WorkerEvent,
+)
+from curvewatch_workers.diagnosis import Curve, diagnose, summarize
+
+LARGEST_INTEGER = 2**63 - 1
+_logger = logging.getLogger(__name__)
+
+
+class Ingestion:
+    """Takes messages for one run, inside one transaction that holds the run."""
+
+    def __init__(self, session: Session, row: RunRow) -> None:
+        self._session = session
+        self._row = row
+        self.raised_attempt = False
+        """Whether a message told of a higher attempt than any before."""
+
+    def take(self, messages: Sequence[IngestMessage]) -> Counter[str]:
+        """Apply messages; those that were taken before change nothing.
+
+        Returns:
+            How many were new, by kind.
+
+        Raises:
+            BadRequestError: A message is about another run or holds a number that cannot be kept.
+        """
+        new: Counter[str] = Counter()
+        for message in messages:
+            new[message.kind] += self._take(message)
+        if new["epoch"]:
+            self._refresh()
+        return new
+
+    def _take(self, message: IngestMessage) -> bool:
+        match message:
+            case AttemptStarted():
+                return self._attempt(message)
+            case EpochFinished():
+                return self._epoch(message.record)
+            case WorkerEvent():
+                return self._event(message)
+            case RunFinished():
+                return self._finished(message)
+
+    def _attempt(self, message: AttemptStarted) -> bool:
+        row, attempt = self._row, message.attempt
+        _require_storable(attempt=attempt, epoch=message.resumed_after_epoch, world_size=message.world_size)
+        if self._session.get(AttemptRow, (row.run_id, attempt)) is not None:
+            return False
+        self._session.add(
+            AttemptRow(
+                run_id=row.run_id,
+                attempt=attempt,
+                started_at=message.time,
+                world_size=message.world_size,
+                resumed_after_epoch=message.resumed_after_epoch,
+            )
+        )
+        if row.started_at is None or message.time < row.started_at:
+            row.started_at = message.time
+        if attempt > row.attempt:
+            row.attempt, row.world_size, self.raised_attempt = attempt, message.world_size, True
+        if attempt > 1:
+            resumed = message.resumed_after_epoch
+            origin = f"after epoch {resumed}" if resumed else "from the beginning"
+            text = f"attempt {attempt} started on {message.world_size} workers, {origin}"
+            add_event(self._session, row.run_id, "worker_restart", text, "worker", time=message.time)
+        self._session.flush()
+        return True
+
+    def _epoch(self, record: EpochRecord) -> bool:
+        run_id = self._row.run_id
+        if record.run_id != run_id:
+            raise BadRequestError(
+                f"a record of run {record.run_id!r} was sent to run {run_id!r}; "
+                "send each run's records to its own address"
+            )
+        _require_storable(
+            attempt=record.attempt,
+            epoch=record.epoch,
+            world_size=record.world_size,
+            samples=max(record.train.samples_seen, record.validation.samples_seen),
+            nonfinite_samples=max(record.train.nonfinite_samples, record.validation.nonfinite_samples),
+        )
+        if self._session.get(EpochRow, (run_id, record.epoch, record.attempt)) is not None:
+            return False
+        self._session.add(_epoch_row(record))
+        wrong = [name for name in SPLITS if not record.split(name).exact]
+        if wrong:
+            key = f"receipt_not_exact:{record.epoch}"
+            text = _receipt_message(record, wrong)
+            add_event(
+                self._session, run_id, "receipt_not_exact", text, "worker", time=record.finished_at, key=key
+            )
+        self._session.flush()
+        return True
+
+    def _event(self, message: WorkerEvent) -> bool:
+        _require_storable(attempt=message.attempt)
+        key = hashlib.sha256(message.model_dump_json().encode()).hexdigest()
+        return add_event(
+            self._session,
+            self._row.run_id,
+            message.reason,
+            message.message,
+            "worker",
+            time=message.time,
+            key=key,
+        )
+
+    def _finished(self, message: RunFinished) -> bool:
+        row = self._row
+        # Of an earlier start of the job, or told before.
+        if message.submission != row.submission or (row.outcome_at and message.time <= row.outcome_at):
+            return False
+        row.outcome, row.outcome_at, row.outcome_reason = message.outcome.value, message.time, message.reason
+        row.traceback = message.traceback
+        row.checkpoint = message.checkpoint or row.checkpoint
+        row.best_checkpoint = message.best_checkpoint or row.best_checkpoint
+        return True
+
+    def _refresh(self) -> None:
+        """Bring the run's latest epoch and its diagnosis up to its curve."""
+        row, session = self._row, self._session
+        row.epoch = session.scalar(select(func.max(EpochRow.epoch)).where(EpochRow.run_id == row.run_id)) or 0
+        epochs = session.scalars(visible_epochs(row.run_id))
+        spec = JobSpec.model_validate_json(row.spec)
+        try:
+            row.diagnosis = describe_curve(curve_of(epochs), window=spec.patience_epochs)
+        except Exception:  # a curve that cannot be read must not cost the records
+            _logger.exception(
+                "The curve of run %s could not be diagnosed.",
+                row.run_id,
+                extra={"action": "diagnosis_failed", "run_id": row.run_id},
+            )
+
+
+def curve_of(epochs: Iterable[EpochRow]) -> Curve:
+    """Return the curve from epoch 1 up to the first epoch that is missing (it may still be on its way)."""
+    known: list[EpochRow] = []
+    for row in epochs:
+        if row.epoch != len(known) + 1:
+            break
+        known.append(row)
+    names = set.intersection(*(set(row.validation_metrics) for row in known)) if known else set()
+    return Curve(
+        train=tuple(_number(row.train_loss) for row in known),
+        validation=tuple(_number(row.validation_loss) for row in known),
+        nonfinite=tuple(row.nonfinite for row in known),
+        metrics={
+            name: tuple(_number(row.validation_metrics[name]) for row in known) for name in sorted(names)
+        },
+    )
+
+
+def describe_curve(curve: Curve, *, window: int) -> dict[str, Any]:
+    """Return the fields of a curve's `Diagnosis` and `CurveSummary` as JSON, null where not finite."""
+    fields = {**asdict(diagnose(curve)), **asdict(summarize(curve, window=window))}
+    finite: dict[str, Any] = _finite(fields)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    """Return the value as JSON can hold it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _epoch_row(record: EpochRecord) -> EpochRow:
+    train, validation = record.train, record.validation
+    return EpochRow(
+        run_id=record.run_id,
+        epoch=record.epoch,
+        attempt=record.attempt,
+        train_loss=_finite(train.loss),
+        validation_loss=_finite(validation.loss),
+        validation_metrics=_finite(validation.metric_values),
+        nonfinite=bool(train.nonfinite_samples or validation.nonfinite_samples),
+        train_samples=train.samples_seen,
+        train_nonfinite_samples=train.nonfinite_samples,
+        validation_nonfinite_samples=validation.nonfinite_samples,
+        worker_seconds=record.duration_seconds * record.world_size,
+        record=record.model_dump_json(),
+    )
+
+
+def _receipt_message(record: EpochRecord, wrong: Sequence[str]) -> str:
+    counts = ", ".join(
+        f"{name} saw {split.samples_seen} of {split.samples_expected} samples"
+        for name, split in (("train", record.train), ("validation", record.validation))
+        if name in wrong
+    )
+    return f"epoch {record.epoch} did not count each sample exactly once: {counts}"
+
+
+def _require_storable(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number > LARGEST_INTEGER:
+            raise BadRequestError(
+                f"{name} is {number}, more than the largest integer kept, {LARGEST_INTEGER}"
+            )

@@ -1,0 +1,140 @@
+"""Reads and changes of rows inside a transaction, shared by the store and the ingest."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy.orm import Session, aliased
+
+from curvewatch_service.errors import NotFoundError
+from curvewatch_service.runs import RunState
+from curvewatch_service.stored import Totals
+from curvewatch_service.tables import EpochRow, EventRow, RunRow
+from curvewatch_workers.contract import EpochRecord
+
+TERMINAL = frozenset(state for state in RunState if state.terminal)
+
+
+def require_run(session: Session, run_id: str, *, lock: bool = False) -> RunRow:
+    """Load a run.
+
+    Raises:
+        NotFoundError: There is none of this id.
+    """
+    row = session.get(RunRow, run_id, with_for_update=True if lock else None)
+    if row is None:
+        raise NotFoundError(f"there is no run {run_id!r}; list the runs to see their ids")
+    return row
+
+
+def lock_run(session: Session, run_id: str) -> RunRow:
+    """Load a run and keep other writers from it until the transaction ends.
+
+    Raises:
+        NotFoundError: There is none of this id.
+    """
+    return require_run(session, run_id, lock=True)
+
+
+def in_states(states: Collection[RunState]) -> ColumnElement[bool]:
+    """Return the condition that a run is in one of these states."""
+    return RunRow.state.in_([state.label for state in states])
+
+
+def add_event(
+    session: Session,
+    run_id: str,
+    reason: str,
+    message: str,
+    actor: str,
+    *,
+    time: datetime | None = None,
+    key: str | None = None,
+) -> bool:
+    """Note that something happened; with a key it is noted once, and False tells that it was noted before."""
+    if key is not None:
+        told = select(EventRow.event_id).where(EventRow.run_id == run_id, EventRow.key == key)
+        if session.scalar(told) is not None:
+            return False
+    session.add(
+        EventRow(
+            run_id=run_id,
+            time=time or datetime.now(UTC),
+            reason=reason,
+            message=message,
+            actor=actor,
+            key=key,
+        )
+    )
+    return True
+
+
+def move(session: Session, row: RunRow, target: RunState, *, reason: str, message: str, actor: str) -> None:
+    """Move a run to another state, with the event `state_<target>`.
+
+    Raises:
+        IllegalTransitionError: The move is not one of the life of a run.
+    """
+    RunState.parse(row.state).require(target)
+    now = datetime.now(UTC)
+    row.state, row.reason = target.label, reason
+    if target.terminal:
+        row.finished_at = now
+    add_event(session, row.run_id, f"state_{target.label.lower()}", message, actor, time=now)
+
+
+def visible_epochs(run_id: str) -> Select[EpochRow]:
+    """Return the query of a run's curve: of each epoch the highest attempt, in order of epoch."""
+    other = aliased(EpochRow)
+    highest = (
+        select(func.max(other.attempt))
+        .where(other.run_id == EpochRow.run_id, other.epoch == EpochRow.epoch)
+        .correlate(EpochRow)
+        .scalar_subquery()
+    )
+    return (
+        select(EpochRow)
+        .where(EpochRow.run_id == run_id, EpochRow.attempt == highest)
+        .order_by(EpochRow.epoch)
+    )
+
+
+def latest_record(session: Session, run_id: str) -> EpochRecord | None:
+    """Return the record of a run's latest epoch; None before the first."""
+    query = (
+        select(EpochRow.record)
+        .where(EpochRow.run_id == run_id)
+        .order_by(EpochRow.epoch.desc(), EpochRow.attempt.desc())
+        .limit(1)
+    )
+    record = session.scalar(query)
+    return None if record is None else EpochRecord.model_validate_json(record)
+
+
+def run_totals(session: Session, run_id: str) -> Totals:
+    """Return the sums over a run's epochs."""
+    columns = (
+        EpochRow.train_samples,
+        EpochRow.train_nonfinite_samples,
+        EpochRow.validation_nonfinite_samples,
+        EpochRow.worker_seconds,
+    )
+    # The largest over the attempts, and not the visible one: a counter that goes down looks like a restart
+    # to Prometheus, which would then add the whole number again.
+    by_epoch = (
+        select(*(func.max(column).label(column.key) for column in columns))
+        .where(EpochRow.run_id == run_id)
+        .group_by(EpochRow.epoch)
+        .subquery()
+    )
+    sums: tuple[Any, ...] = tuple(session.execute(select(*map(func.sum, by_epoch.c))).one())
+    samples, train_nonfinite, validation_nonfinite, seconds = (value or 0 for value in sums)
+    return Totals(
+        train_samples=int(samples),
+        train_nonfinite_samples=int(train_nonfinite),
+        validation_nonfinite_samples=int(validation_nonfinite),
+        worker_seconds=float(seconds),
+    )

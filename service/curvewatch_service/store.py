@@ -1,0 +1,323 @@
+"""The store: every run, what its workers told, and what happened to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from curvewatch_service.counters import Counters
+from curvewatch_service.database import for_writing, open_database
+from curvewatch_service.ingest import Ingestion
+from curvewatch_service.rows import (
+    TERMINAL,
+    add_event,
+    in_states,
+    latest_record,
+    lock_run,
+    move,
+    require_run,
+    run_totals,
+    visible_epochs,
+)
+from curvewatch_service.runs import RunState
+from curvewatch_service.stored import Event, Run, Snapshot, Totals, run_from
+from curvewatch_service.tables import EpochRow, EventRow, RunRow
+from curvewatch_workers.contract import Control, EpochRecord, IngestMessage, JobSpec
+from curvewatch_workers.series import INGESTED_MESSAGES
+
+__all__ = ["Event", "Run", "Snapshot", "Store", "Totals"]
+
+_SETTABLE = frozenset({"world_size", "outcome_reason", "traceback", "checkpoint", "best_checkpoint"})
+
+
+class Store:
+    """Runs in a database. Every method is one transaction; threads may share the store."""
+
+    def __init__(self, url: str, *, counters: Counters | None = None) -> None:
+        """Open the database and bring it to the newest schema.
+
+        Raises:
+            DatabaseVersionError: It was written by a newer Curvewatch.
+        """
+        self.counters = counters or Counters()
+        self._engine = open_database(url)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Begin a transaction that reads."""
+        with Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Begin a transaction that writes; it commits unless the block raises."""
+        with Session(for_writing(self._engine), expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def create_run(
+        self, *, run_id: str, spec: JobSpec, owner: str, code_hash: str, ingest_token_hash: str
+    ) -> Run:
+        """Add a run, QUEUED."""
+        reason = "waits for room on the cluster"
+        with self.write() as session:
+            row = RunRow(
+                run_id=run_id,
+                name=spec.name,
+                owner=owner,
+                state=RunState.QUEUED.label,
+                reason=reason,
+                spec=spec.model_dump_json(),
+                code_hash=code_hash,
+                ingest_token_hash=ingest_token_hash,
+                created_at=datetime.now(UTC),
+                control=Control.CONTINUE.value,
+            )
+            session.add(row)
+            session.flush()
+            add_event(
+                session, run_id, f"state_{RunState.QUEUED.label.lower()}", f"submitted; {reason}", owner
+            )
+            session.flush()
+            return run_from(row)
+
+    def run(self, run_id: str) -> Run:
+        """Return a run.
+
+        Raises:
+            NotFoundError: There is none of this id.
+        """
+        with self.read() as session:
+            return run_from(require_run(session, run_id))
+
+    def runs(
+        self, *, states: Collection[RunState] | None = None, limit: int | None = None, offset: int = 0
+    ) -> list[Run]:
+        """Return runs, newest first."""
+        query = select(RunRow).order_by(RunRow.created_at.desc(), RunRow.run_id).limit(limit).offset(offset)
+        if states is not None:
+            query = query.where(in_states(states))
+        with self.read() as session:
+            return [run_from(row) for row in session.scalars(query)]
+
+    def active_runs(self) -> list[Run]:
+        """Return the runs that have not ended, oldest first."""
+        query = select(RunRow).where(~in_states(TERMINAL)).order_by(RunRow.created_at, RunRow.run_id)
+        with self.read() as session:
+            return [run_from(row) for row in session.scalars(query)]
+
+    def count(self) -> dict[RunState, int]:
+        """Return the number of runs in each state, 0 included."""
+        with self.read() as session:
+            counted = session.execute(select(RunRow.state, func.count()).group_by(RunRow.state))
+            found = dict(counted.tuples().all())
+        return {state: found.get(state.label, 0) for state in RunState}
+
+    def transition(
+        self,
+        run_id: str,
+        target: RunState,
+        *,
+        expected: Collection[RunState],
+        reason: str,
+        message: str,
+        actor: str = "service",
+        **fields: object,
+    ) -> bool:
+        """Move a run, if it is still in one of the expected states; with the event `state_<target>`.
+
+        Args:
+            run_id: The run.
+            target: Where it goes.
+            expected: States in which the decision to move it was taken.
+            reason: Why it is in its new state, for the run.
+            message: What happened, for the event.
+            actor: Who did it: a user's name, `service` or `worker`.
+            **fields: More of the run: world_size, outcome_reason, traceback, checkpoint, best_checkpoint.
+
+        Returns:
+            False when the run has left the expected states meanwhile; then nothing has changed.
+
+        Raises:
+            IllegalTransitionError: The move is not one of the life of a run.
+            NotFoundError: There is no such run.
+        """
+        if unknown := fields.keys() - _SETTABLE:
+            raise TypeError(f"transition() cannot set {sorted(unknown)}; it sets {sorted(_SETTABLE)}")
+        with self.write() as session:
+            row = lock_run(session, run_id)
+            if RunState.parse(row.state) not in expected:
+                return False
+            for name, value in fields.items():
+                setattr(row, name, value)
+            move(session, row, target, reason=reason, message=message, actor=actor)
+            return True
+
+    def begin_submission(self, run_id: str) -> Run | None:
+        """Move a run from QUEUED to STARTING and count the submission.
+
+        Returns:
+            The run; None when it was not QUEUED any more.
+        """
+        with self.write() as session:
+            row = lock_run(session, run_id)
+            if row.state != RunState.QUEUED.label:
+                return None
+            row.submission += 1
+            row.control = Control.CONTINUE.value
+            row.outcome, row.outcome_at, row.outcome_reason, row.traceback = None, None, "", None
+            move(
+                session,
+                row,
+                RunState.STARTING,
+                reason="the cluster starts its workers",
+                message=f"given to the cluster as job {run_id}-{row.submission}",
+                actor="service",
+            )
+            session.flush()
+            return run_from(row)
+
+    def stop(self, run_id: str, *, actor: str) -> Run:
+        """End a run as its user wants: at once while it is queued, else after its current epoch.
+
+        A run that is stopping or stopped stays as it is.
+
+        Raises:
+            IllegalTransitionError: It has ended otherwise already.
+            NotFoundError: There is no such run.
+        """
+        with self.write() as session:
+            row = lock_run(session, run_id)
+            state, message = RunState.parse(row.state), f"{actor} asked it to stop"
+            if state is RunState.QUEUED:
+                move(session, row, RunState.STOPPED, reason=message, message=message, actor=actor)
+            elif state not in (RunState.STOPPING, RunState.STOPPED):
+                row.control = Control.STOP.value
+                move(session, row, RunState.STOPPING, reason=message, message=message, actor=actor)
+            session.flush()
+            return run_from(row)
+
+    def request_control(self, run_id: str, control: Control, *, actor: str) -> bool:
+        """Set the word that the run's workers get with their next epoch; False when the run has ended.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        with self.write() as session:
+            row = lock_run(session, run_id)
+            if RunState.parse(row.state).terminal:
+                return False
+            if row.control != control.value:
+                row.control = control.value
+                add_event(
+                    session,
+                    run_id,
+                    f"control_{control.value}",
+                    f"{actor} asked the workers: {control.value}",
+                    actor,
+                )
+            return True
+
+    def ingest(self, run_id: str, messages: Sequence[IngestMessage]) -> Control:
+        """Take what workers tell, in any order and any number of times.
+
+        Returns:
+            What the run should do next.
+
+        Raises:
+            BadRequestError: A message is about another run or holds a number that cannot be kept.
+            NotFoundError: There is no such run.
+        """
+        with self.write() as session:
+            row = lock_run(session, run_id)
+            ingestion = Ingestion(session, row)
+            new = ingestion.take(messages)
+            if ingestion.raised_attempt and row.state in (RunState.STARTING.label, RunState.RESTARTING.label):
+                reason = f"attempt {row.attempt} trains on {row.world_size} workers"
+                move(session, row, RunState.RUNNING, reason=reason, message=reason, actor="worker")
+            terminal = RunState.parse(row.state).terminal
+            control = Control.STOP if terminal else Control(row.control)
+        for kind, number in new.items():
+            self.counters.add(INGESTED_MESSAGES, kind, amount=number)
+        return control
+
+    def epochs(self, run_id: str) -> list[EpochRecord]:
+        """Return the visible curve: of each epoch the record of its highest attempt, in order.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        with self.read() as session:
+            require_run(session, run_id)
+            query = visible_epochs(run_id).with_only_columns(EpochRow.record)
+            return [EpochRecord.model_validate_json(record) for record in session.scalars(query)]
+
+    def latest_epochs(self, run_ids: Collection[str]) -> dict[str, EpochRecord]:
+        """Return the latest visible record of each run that has one."""
+        with self.read() as session:
+            found = ((run_id, latest_record(session, run_id)) for run_id in run_ids)
+            return {run_id: record for run_id, record in found if record is not None}
+
+    def events(self, run_id: str) -> list[Event]:
+        """Return what happened to a run, in order.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        with self.read() as session:
+            require_run(session, run_id)
+            query = (
+                select(EventRow).where(EventRow.run_id == run_id).order_by(EventRow.time, EventRow.event_id)
+            )
+            return [
+                Event(time=row.time, reason=row.reason, message=row.message, actor=row.actor)
+                for row in session.scalars(query)
+            ]
+
+    def add_event(self, run_id: str, *, reason: str, message: str, actor: str = "service") -> None:
+        """Note that something happened to a run.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        with self.write() as session:
+            lock_run(session, run_id)
+            add_event(session, run_id, reason, message, actor)
+
+    def ingest_token_hash(self, run_id: str) -> str:
+        """Return the hash of the token that is good for the run's ingest.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        with self.read() as session:
+            return require_run(session, run_id).ingest_token_hash
+
+    def shown_since(self, since: datetime) -> list[str]:
+        """Return the ids of the runs that have not ended, or not before a moment; oldest first."""
+        query = (
+            select(RunRow.run_id)
+            .where(or_(~in_states(TERMINAL), RunRow.finished_at >= since))
+            .order_by(RunRow.created_at, RunRow.run_id)
+        )
+        with self.read() as session:
+            return list(session.scalars(query))
+
+    def snapshot(self, run_id: str) -> Snapshot:
+        """Return a run with its latest epoch and its totals, as of one moment.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        with self.read() as session:
+            row = require_run(session, run_id)
+            return Snapshot(
+                run=run_from(row), latest=latest_record(session, run_id), totals=run_totals(session, run_id)
+            )
