@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 
-def build(width: int = 16, learning_rate: float = 0.05, weight_decay: float = 1e-3) -> TrainingTask:
+def build(width: int = 16, learning_rate: float = 2e-3, weight_decay: float = 1e-2) -> TrainingTask:
     images, labels = load_digits(return_X_y=True)
     inputs = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     targets = torch.tensor(labels, dtype=torch.int64)
@@ -30,8 +30,6 @@ def build(width: int = 16, learning_rate: float = 0.05, weight_decay: float = 1e
         train=TensorDataset(inputs[train], targets[train]),
         validation=TensorDataset(inputs[validation], targets[validation]),
         loss=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.SGD(
-            model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=weight_decay
-        ),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay),
         metrics={"accuracy": Accuracy()},
     )

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 
 def build(
-    train_samples: int = 120,
+    train_samples: int = 200,
     wrong_labels: float = 0.2,
     width: int = 512,
     learning_rate: float = 1e-3,
