@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from curvewatch_service.client import Client, ServiceAwayError
+from curvewatch_service.client import Client, ClientError, ServiceAwayError
 from curvewatch_service.runs import RunState
 from curvewatch_service.schemas import EpochView, RunView
+
+
+class StillGoingError(ClientError):
+    """A run has not ended in the time that it was given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ def follow(
     *,
     interval_seconds: float = 0.5,
     patience_seconds: float = 120.0,
+    limit_seconds: float = math.inf,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Change]:
@@ -44,9 +50,10 @@ def follow(
 
     Raises:
         ServiceAwayError: It was away at the first look, or for longer than the patience.
+        StillGoingError: The run has not ended within the limit.
     """
     last: Change | None = None
-    answered_at = clock()
+    begun_at = answered_at = clock()
     while True:
         try:
             change = _look(client, run_id, last)
@@ -60,6 +67,11 @@ def follow(
         last = change
         if change.ended:
             return
+        if clock() - begun_at > limit_seconds:
+            raise StillGoingError(
+                f"{run_id} is still {change.run.state} after {limit_seconds:.0f} s ({change.run.reason}), "
+                f"at epoch {change.run.epoch} of {change.run.epochs_planned}"
+            )
         sleep(interval_seconds)
 
 

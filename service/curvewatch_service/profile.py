@@ -32,13 +32,13 @@ def profile_path() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".config" / "curvewatch" / "profile.json"
 
 
-def read_profile() -> Profile:
-    """Read the profile.
+def read_profile(path: Path | None = None) -> Profile:
+    """Read the profile, or the one at a path.
 
     Raises:
         ProfileError: There is none, or it is not one.
     """
-    path = profile_path()
+    path = path or profile_path()
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

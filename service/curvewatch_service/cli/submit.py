@@ -21,7 +21,7 @@ from curvewatch_service.cli.options import (
 
 if TYPE_CHECKING:
     from curvewatch_service.job_folder import JobFolder
-    from curvewatch_service.store import Run
+    from curvewatch_service.stored import Run
 
 
 def submit(
@@ -86,7 +86,7 @@ def _print_plan(folder: JobFolder, code: bytes, *, as_json: bool) -> None:
 def _run_of(folder: JobFolder, code: bytes) -> Run:
     """Return the run that the service would make of a job, with an id that shows it is none."""
     from curvewatch_service.runs import RunState
-    from curvewatch_service.store import Run
+    from curvewatch_service.stored import Run
     from curvewatch_workers.contract import Control
 
     return Run(
