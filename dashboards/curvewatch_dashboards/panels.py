@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from grafana_foundation_sdk.builders import common as common_builders
-from grafana_foundation_sdk.builders import dashboard as dashboard_builders
-from grafana_foundation_sdk.builders import prometheus, stat, statetimeline, timeseries
-from grafana_foundation_sdk.cog.builder import Builder
-from grafana_foundation_sdk.cog.variants import Dataquery
-from grafana_foundation_sdk.models import common, units
-from grafana_foundation_sdk.models import dashboard as models
+from curvewatch_dashboards.grafana import (
+    Builder,
+    Dataquery,
+    builders,
+    common,
+    common_builders,
+    models,
+    prometheus,
+    stat,
+    statetimeline,
+    timeseries,
+    units,
+)
 
 DATASOURCE = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
 """The datasource that the person has chosen on the dashboard."""
@@ -69,7 +75,7 @@ def zero_line(panel: timeseries.Panel) -> timeseries.Panel:
     style = common_builders.GraphThresholdsStyleConfig().mode(common.GraphThresholdsStyleMode.LINE)
     limits = [models.Threshold(color="transparent"), models.Threshold(value=0, color="text")]
     return panel.thresholds_style(style).thresholds(
-        dashboard_builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(limits)
+        builders.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(limits)
     )
 
 
@@ -116,14 +122,14 @@ def timeline(title: str, description: str, query: Query, words: Sequence[Word]) 
 class Grid:
     """Places panels on a dashboard row by row, so that none overlaps another, and numbers them."""
 
-    def __init__(self, dashboard: dashboard_builders.Dashboard) -> None:
+    def __init__(self, dashboard: builders.Dashboard) -> None:
         self._dashboard = dashboard
         self._top = 0
         self._next_id = 1
 
     def heading(self, title: str) -> None:
         """Begin a group of panels."""
-        row = dashboard_builders.Row(title).id(self._take_id())
+        row = builders.Row(title).id(self._take_id())
         self._dashboard.with_row(row.grid_pos(models.GridPos(h=1, w=GRID_WIDTH, x=0, y=self._top)))
         self._top += 1
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 
-from grafana_foundation_sdk.builders import dashboard as builders
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models import dashboard as models
-from grafana_foundation_sdk.models import units
-
+from curvewatch_dashboards.grafana import JSONEncoder, builders, models, units
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.panels import (
     DATASOURCE,
