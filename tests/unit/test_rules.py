@@ -74,12 +74,14 @@ RECOVERS = changed(U_SHAPED, epoch=22, to=0.5)
 FALLS_BACK = (0.1, *(9.0 / epoch for epoch in range(1, 20)))
 COMES_BACK = changed(EXPLODING, epoch=18, to=0.05)
 IN_EUROPE = replace(OVERFIT, cluster="eu")
-IN_AMERICA = replace(OVERFIT, cluster="us", owner="bob", verdict="good_fit", validation=FALLING)
+IN_AMERICA = replace(OVERFIT, cluster="us", run_id="r-2", owner="bob")
+FINE_IN_AMERICA = replace(OVERFIT, cluster="us", verdict="good_fit", validation=FALLING)
+"""The same id too, as after a database was copied."""
 DIVERGED_IN_EUROPE = replace(DIVERGED, cluster="eu")
 FINE_IN_AMERICA = replace(
     DIVERGED, cluster="us", train=FALLING[:20], validation=FALLING[:20], verdict="good_fit"
 )
-BOTH_OVERFIT = (IN_EUROPE, replace(OVERFIT, cluster="us"))
+BOTH_OVERFIT = (IN_EUROPE, IN_AMERICA)
 
 CASES = (
     # The best is epoch 10 and patience is 5: epoch 15 meets it, epoch 16 exceeds it.
@@ -135,7 +137,7 @@ CASES = (
         name="two clusters with the same run, one overfits",
         alert=OVERFITTING,
         kind="fires",
-        runs=(IN_EUROPE, IN_AMERICA),
+        runs=(IN_EUROPE, FINE_IN_AMERICA),
         checks=(Check(seconds=END, firing=(IN_EUROPE,)),),
     ),
     Case(
@@ -201,7 +203,7 @@ CASES = (
         name="two clusters with the same run, one diverges",
         alert=DIVERGING,
         kind="fires",
-        runs=(DIVERGED_IN_EUROPE, FINE_IN_AMERICA),
+        runs=(DIVERGED_IN_EUROPE, NOT_DIVERGED_IN_AMERICA),
         checks=(Check(seconds=END, firing=(DIVERGED_IN_EUROPE,)),),
     ),
 )
