@@ -78,7 +78,7 @@ IN_AMERICA = replace(OVERFIT, cluster="us", run_id="r-2", owner="bob")
 FINE_IN_AMERICA = replace(OVERFIT, cluster="us", verdict="good_fit", validation=FALLING)
 """The same id too, as after a database was copied."""
 DIVERGED_IN_EUROPE = replace(DIVERGED, cluster="eu")
-FINE_IN_AMERICA = replace(
+NOT_DIVERGED_IN_AMERICA = replace(
     DIVERGED, cluster="us", train=FALLING[:20], validation=FALLING[:20], verdict="good_fit"
 )
 BOTH_OVERFIT = (IN_EUROPE, IN_AMERICA)
