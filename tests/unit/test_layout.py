@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from curvewatch_workers.batches import index_checksum, validation_shares
@@ -18,8 +19,6 @@ SAMPLES = 361
 
 
 def expected(samples: int = SAMPLES) -> ExpectedSplit:
-    import numpy as np
-
     return ExpectedSplit(samples=samples, checksum=index_checksum(np.arange(samples)))
 
 

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+from curvewatch_workers.contract import Control, EarlyStoppingSpec, EpochRecord, Outcome
+from curvewatch_workers.decisions import EarlyStopper, NeverStops, ending_after, make_stopper
+from engine_support import make_spec
+from record_support import make_record
+
+
+def fed(stopper: EarlyStopper, losses: list[float]) -> list[bool]:
+    return [stopper.should_stop(make_record(epoch=i, validation_loss=v)) is not None for i, v in enumerate(losses, 1)]
+
+
+def test_patience_counts_epochs_since_the_best() -> None:
+    stopper = EarlyStopper(EarlyStoppingSpec(patience=2))
+
+    assert fed(stopper, [1.0, 0.5, 0.6, 0.5, 0.4]) == [False, False, False, True, False]
+
+
+def test_min_delta_is_what_counts_as_better() -> None:
+    stopper = EarlyStopper(EarlyStoppingSpec(patience=2, min_delta=0.1))
+
+    assert fed(stopper, [1.0, 0.95, 0.92]) == [False, False, True]
+
+
+def test_metrics_may_be_watched_for_their_maximum() -> None:
+    stopper = EarlyStopper(EarlyStoppingSpec(metric="accuracy", mode="max", patience=1))
+    first, second = (make_record(epoch=i, validation_loss=1.0, accuracy=a) for i, a in ((1, 0.5), (2, 0.4)))
+
+    assert stopper.should_stop(first) is None
+    assert "best 0.5 at epoch 1, now 0.4" in (stopper.should_stop(second) or "")
+
+
+def test_not_a_number_is_no_improvement() -> None:
+    stopper = EarlyStopper(EarlyStoppingSpec(patience=2))
+
+    assert fed(stopper, [1.0, math.nan, math.nan]) == [False, False, True]
+
+
+def test_state_survives_a_resume() -> None:
+    stopper = EarlyStopper(EarlyStoppingSpec(patience=2))
+    fed(stopper, [1.0, 1.1])
+    again = EarlyStopper(EarlyStoppingSpec(patience=2))
+    again.restore(stopper.state())
+
+    assert again.should_stop(make_record(epoch=3, validation_loss=1.2)) is not None
+
+
+def test_a_job_without_early_stopping_never_stops() -> None:
+    stopper = make_stopper(make_spec(), ())
+
+    assert isinstance(stopper, NeverStops)
+    assert stopper.should_stop(make_record(epoch=1, validation_loss=math.nan)) is None
+
+
+def test_the_users_word_goes_first_then_the_end_then_early_stopping_then_pause() -> None:
+    spec = make_spec(epochs=5)
+
+    def outcome(record: EpochRecord, control: Control, plateau: str | None) -> Outcome | None:
+        ending = ending_after(record, spec, control, plateau)
+        return ending.outcome if ending else None
+
+    middle, last = make_record(epoch=2), make_record(epoch=5)
+    assert outcome(middle, Control.CONTINUE, None) is None
+    assert outcome(middle, Control.STOP, "flat") is Outcome.STOPPED
+    assert outcome(last, Control.STOP, None) is Outcome.STOPPED
+    assert outcome(last, Control.PAUSE, None) is Outcome.SUCCEEDED
+    assert outcome(middle, Control.PAUSE, "flat") is Outcome.SUCCEEDED
+    assert outcome(middle, Control.PAUSE, None) is Outcome.PAUSED

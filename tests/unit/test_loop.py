@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import datetime as dt
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from curvewatch_workers.batches import BatchPlan
+from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
+from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome
+from curvewatch_workers.decisions import Ending
+from curvewatch_workers.errors import TaskError
+from curvewatch_workers.group import Group, SoloGroup
+from curvewatch_workers.loop import Trainer
+from curvewatch_workers.task import TrainingTask
+from curvewatch_workers.testing import FakeGroup, RecordingReporter, train_alone
+from engine_support import make_spec, make_task
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+
+
+def make_trainer(
+    spec: JobSpec,
+    task: TrainingTask,
+    folder: Path,
+    reporter: RecordingReporter | None = None,
+    group: Group | None = None,
+) -> Trainer:
+    return Trainer(
+        run_id="toy",
+        attempt=1,
+        spec=spec,
+        task=task,
+        group=group or SoloGroup(),
+        checkpoints=FolderCheckpoints(folder, rank=0, keep=2),
+        reporter=reporter or RecordingReporter(),
+        now=lambda: dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+    )
+
+
+def train(spec: JobSpec, task: TrainingTask, folder: Path, control: Control = Control.CONTINUE) -> tuple[Ending, list[EpochRecord]]:
+    reporter = RecordingReporter(control)
+    ending = make_trainer(spec, task, folder, reporter).run(after_epoch=0)
+    return ending, reporter.records
+
+
+def test_numbers_are_those_of_every_sample_once() -> None:
+    """An independent loop in float64 over the same batches, each loss of each sample added up."""
+    spec, task = make_spec(epochs=3), make_task()
+    reference = make_task()
+    model = reference.model.double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+
+    records = train_alone(spec, task)
+
+    plan = BatchPlan(samples=50, global_batch_size=16, seed=0)
+    train_inputs, train_targets = reference.train.tensors  # type: ignore[attr-defined]
+    validation_inputs, validation_targets = reference.validation.tensors  # type: ignore[attr-defined]
+    for record in records:
+        losses: list[float] = []
+        for share in plan.shares(record.epoch, 0, 1):
+            batch = nn.functional.cross_entropy(
+                model(train_inputs[share].double()), train_targets[share], reduction="none"
+            )
+            losses += batch.tolist()
+            optimizer.zero_grad()
+            batch.mean().backward()
+            optimizer.step()
+        with torch.no_grad():
+            outputs = model(validation_inputs.double())
+            truth = float(nn.functional.cross_entropy(outputs, validation_targets))
+            right = int((outputs.argmax(1) == validation_targets).sum())
+        assert record.train.loss == pytest.approx(math.fsum(losses) / 50, rel=1e-6)
+        assert record.validation.loss == pytest.approx(truth, rel=1e-6)
+        assert record.validation.metrics["accuracy"].total == right
+        assert record.validation.metrics["accuracy"].count == 23
+        assert record.train.samples_seen == 50
+        assert record.train.exact
+        assert record.validation.exact
+        assert record.learning_rate == 0.5
+
+
+def test_gradient_norm_is_that_of_the_last_step_before_clipping(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    task = make_task(samples=16, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
+    inputs, targets = task.train.tensors  # type: ignore[attr-defined]
+
+    _, (record,) = train(make_spec(epochs=1, gradient_clip_norm=1e-6), task, tmp_path)
+
+    model.zero_grad()
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    truth = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
+    assert record.gradient_norm == pytest.approx(truth, rel=1e-5)
+
+
+def test_one_reduction_of_one_buffer_an_epoch(tmp_path: Path) -> None:
+    group = FakeGroup(0, world_size=2)
+    trainer = make_trainer(make_spec(epochs=3), make_task(), tmp_path, group=group)
+    agreed = len(group.reduced)
+
+    trainer.run(after_epoch=0)
+
+    assert len(group.reduced) - agreed == 3
+    assert len(set(group.reduced[agreed:])) == 1
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
+    spec = make_spec(epochs=6, checkpoints={"min_interval_seconds": 0})
+
+    def task() -> TrainingTask:
+        made = make_task(model=nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3)))
+        optimizer = torch.optim.AdamW(made.model.parameters(), lr=0.05)
+        return make_task(model=made.model, optimizer=optimizer, scheduler=StepLR(optimizer, 2))
+
+    torch.manual_seed(1)
+    first = task()
+    initial = {name: value.clone() for name, value in first.model.state_dict().items()}
+    _, undisturbed = train(spec, first, tmp_path / "a")
+
+    second = task()
+    second.model.load_state_dict(initial)
+    reporter = RecordingReporter()
+    trainer = make_trainer(make_spec(epochs=3, checkpoints={"min_interval_seconds": 0}), second, tmp_path / "b", reporter)
+    trainer.run(after_epoch=0)
+    resumed_reporter = RecordingReporter()
+    resumed = make_trainer(spec, task(), tmp_path / "b", resumed_reporter)
+    after_epoch = resumed.resume()
+    resumed.run(after_epoch=after_epoch)
+
+    assert after_epoch == 3
+    # The checkpoint's epochs are told again, then the new ones.
+    assert [record.epoch for record in resumed_reporter.records] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(undisturbed, resumed_reporter.records, strict=True):
+        assert one.model_copy(update={"rank_seconds": other.rank_seconds}) == other
+
+
+def test_stop_and_pause_end_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    for control, outcome in ((Control.STOP, Outcome.STOPPED), (Control.PAUSE, Outcome.PAUSED)):
+        folder = tmp_path / control
+        ending, records = train(make_spec(epochs=5), make_task(), folder, control)
+
+        assert ending.outcome is outcome
+        assert len(records) == 1
+        assert Snapshot.read(folder / "epoch-000001", torch.device("cpu")).epoch == 1
+
+
+def test_the_last_epoch_wins_over_a_pause(tmp_path: Path) -> None:
+    ending, _ = train(make_spec(epochs=1), make_task(), tmp_path, Control.PAUSE)
+
+    assert ending.outcome is Outcome.SUCCEEDED
+
+
+def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
+    task = make_task()
+    frozen = make_task(model=task.model, optimizer=torch.optim.SGD(task.model.parameters(), lr=0.0))
+    spec = make_spec(epochs=50, early_stopping={"patience": 3})
+
+    ending, records = train(spec, frozen, tmp_path)
+
+    assert ending.outcome is Outcome.SUCCEEDED
+    assert "has not improved for 3 epochs" in ending.reason
+    assert len(records) == 4
+
+
+def test_checkpoints_are_spaced_and_the_last_is_always_taken(tmp_path: Path) -> None:
+    spec = make_spec(epochs=4, checkpoints={"every_epochs": 1, "min_interval_seconds": 3600})
+
+    train(spec, make_task(), tmp_path)
+
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["epoch-000001", "epoch-000004"]
+
+
+def test_schedules_move_per_epoch_and_per_step(tmp_path: Path) -> None:
+    for when, rates in (("epoch", [1.0, 0.1]), ("step", [1e-3, 1e-7])):
+        task = make_task()
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=1.0)
+        task = make_task(model=task.model, optimizer=optimizer, scheduler=StepLR(optimizer, 1), scheduler_step=when)
+
+        _, records = train(make_spec(), task, tmp_path / when)
+
+        # Four steps an epoch; the rate is that of the last one.
+        assert [record.learning_rate for record in records] == pytest.approx(rates)
+
+
+def test_plateau_schedule_sees_the_global_validation_loss(tmp_path: Path) -> None:
+    task = make_task()
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
+    scheduler = ReduceLROnPlateau(optimizer, patience=0)
+    task = make_task(model=task.model, optimizer=optimizer, scheduler=scheduler)
+
+    _, records = train(make_spec(epochs=3), task, tmp_path)
+
+    assert scheduler.best == records[0].validation.loss
+    assert scheduler.num_bad_epochs == 0  # twice reduced, and reset each time
+    assert scheduler.last_epoch == 3
+
+
+def test_batch_norm_and_few_samples_train(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    task = make_task(samples=18, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+    _, records = train(make_spec(epochs=2, global_batch_size=9), task, tmp_path)
+
+    assert all(record.validation.exact for record in records)
+
+
+def test_nonfinite_losses_are_counted(tmp_path: Path) -> None:
+    task = make_task()
+    task.validation.tensors[0][2, 0] = math.nan  # type: ignore[attr-defined]
+
+    _, records = train(make_spec(epochs=1, global_batch_size=50), task, tmp_path)
+
+    assert records[0].validation.nonfinite_samples == 1
+    assert records[0].validation.weight_sum == 22
+    assert math.isfinite(records[0].validation.loss)
+    assert records[0].validation.exact
+
+
+def test_bf16_is_close_and_sums_stay_float64(tmp_path: Path) -> None:
+    _, exact = train(make_spec(), make_task(), tmp_path / "fp32")
+    _, half = train(make_spec(precision="bf16"), make_task(), tmp_path / "bf16")
+
+    assert half[-1].validation.loss == pytest.approx(exact[-1].validation.loss, rel=0.05)
+    assert half[-1].validation.loss != exact[-1].validation.loss
+
+
+def test_data_workers_change_nothing(tmp_path: Path) -> None:
+    _, alone = train(make_spec(), make_task(), tmp_path / "a")
+    _, helped = train(make_spec(data_workers=2), make_task(), tmp_path / "b")
+
+    assert [r.validation for r in alone] == [r.validation for r in helped]
+
+
+def test_unknown_early_stopping_metric_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"'acuracy'.*loss, accuracy"):
+        make_trainer(make_spec(early_stopping={"metric": "acuracy"}), make_task(), tmp_path)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from curvewatch_workers.errors import TaskError, UserCodeError
+from curvewatch_workers.task import check_task, load_task
+from engine_support import make_spec, make_task
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+USERS_FILE = '''
+from engine_support import make_task
+
+NOT_CALLABLE = 3
+
+def build(width=3):
+    return make_task()
+
+def build_broken():
+    values = []
+    return values[7]
+
+def build_nothing():
+    return None
+'''
+
+
+@pytest.fixture
+def users_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "users_job.py").write_text(USERS_FILE)
+    (tmp_path / "users_syntax.py").write_text("def build(:\n")
+    (tmp_path / "users_import.py").write_text("import no_such_library\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("users_job", "users_syntax", "users_import"):
+        sys.modules.pop(name, None)
+    return tmp_path
+
+
+def load(task: str, **params: object) -> object:
+    return load_task(make_spec(code={"task": task}, params=params))
+
+
+@pytest.mark.usefixtures("users_code")
+def test_the_callable_is_called_with_the_params() -> None:
+    assert load("users_job:build", width=5)
+
+
+@pytest.mark.usefixtures("users_code")
+@pytest.mark.parametrize(
+    ("task", "params", "message"),
+    [
+        ("users_jobs:build", {}, "module 'users_jobs', which is not in the code folder"),
+        ("users_job:biuld", {}, "has no such callable; it has: build, build_broken, build_nothing"),
+        ("users_job:NOT_CALLABLE", {}, "no such callable"),
+        ("users_job:build", {"depth": 1}, r"build\(width=3\) does not take the job's params .*depth"),
+        ("users_job:build_nothing", {}, "must return a TrainingTask, it returned NoneType"),
+    ],
+)
+def test_mistakes_are_named(task: str, params: dict[str, object], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        load(task, **params)
+
+
+@pytest.mark.usefixtures("users_code")
+@pytest.mark.parametrize(
+    ("task", "message", "line"),
+    [
+        ("users_job:build_broken", r"build_broken\(\) raised IndexError", "return values[7]"),
+        ("users_syntax:build", "importing users_syntax raised SyntaxError", "def build(:"),
+        ("users_import:build", "importing users_import raised ModuleNotFoundError.*no_such_library", "import no_such"),
+    ],
+)
+def test_what_the_users_code_raises_keeps_its_traceback_without_our_frames(task: str, message: str, line: str) -> None:
+    with pytest.raises(UserCodeError, match=message) as raised:
+        load(task)
+
+    assert line in raised.value.traceback_text
+    assert "curvewatch_workers" not in raised.value.traceback_text
+
+
+class Endless(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": TensorDataset(torch.zeros(0, 4), torch.zeros(0))}, "train has zero samples"),
+        ({"validation": []}, "validation has zero samples"),
+        ({"train": DataLoader(TensorDataset(torch.zeros(3, 4)))}, "got a DataLoader"),
+        ({"train": Endless()}, "must be a map-style dataset.*Endless"),
+        ({"train": 7}, "must be a map-style dataset.*int"),
+        ({"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters())}, "parameters that are not the model's"),
+        ({"optimizer": "sgd", "model": nn.Linear(4, 3)}, "must be a torch optimizer, got str"),
+        ({"metrics": {"top 5": None}}, "metric name 'top 5'"),
+        ({"loss": nn.CrossEntropyLoss(reduction="sum")}, "reduction='sum'"),
+    ],
+)
+def test_tasks_that_cannot_be_trained_exactly_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        check_task(make_task(**changes), "toy:build")
+
+
+def test_a_task_that_is_right_passes() -> None:
+    check_task(make_task(), "toy:build")
