@@ -93,7 +93,7 @@ def _slope(values: Sequence[float]) -> float | None:
     points = [(x, y) for x, y in enumerate(values) if math.isfinite(y)]
     if len(points) < 2:
         return None
-    # Scaled, because sums near the largest float overflow; from the first value, so that a flat line is exactly 0.
+    # Scaled, because sums near the largest float overflow; from the first value, so that flat is exactly 0.
     unit = max(abs(y) for _, y in points) or 1.0
     first = points[0][1] / unit
     mean_x = math.fsum(x for x, _ in points) / len(points)

@@ -2,71 +2,82 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Callable
+from typing import Final
 
+from curvewatch_workers.diagnosis.advice import ADVICE
 from curvewatch_workers.diagnosis.curve import Curve
-from curvewatch_workers.diagnosis.verdict import Diagnosis, Evidence, Verdict
+from curvewatch_workers.diagnosis.findings import Finding, evidence
+from curvewatch_workers.diagnosis.reading import Reading
+from curvewatch_workers.diagnosis.resting import flat_midway, good_fit, halted, high, too_early
+from curvewatch_workers.diagnosis.rising import (
+    diverging_train,
+    diverging_validation,
+    left_behind,
+    overfitting,
+    unstable,
+)
+from curvewatch_workers.diagnosis.verdict import Diagnosis, Verdict
+
+Rule = Callable[[Reading], Finding | None]
+
+RULES: Final[tuple[Rule, ...]] = (
+    diverging_train,
+    overfitting,
+    unstable,
+    diverging_validation,
+    left_behind,
+    halted,
+    too_early,
+    high,
+    flat_midway,
+    good_fit,
+)
+"""In the order in which they are asked: the first that finds something gives the verdict."""
 
 MIN_EPOCHS = 5
 """Epochs below which nothing is said: a line through so few points says anything."""
 
 
 def diagnose(curve: Curve) -> Diagnosis:
-    """Tell the pattern of a curve, with evidence and advice.
+    """Tell the pattern of a curve so far, with evidence and advice.
 
-    Reads only what is there: called after every epoch, it never needs the epochs to come.
+    Reads only what is there, so that it may be called after every epoch.
     """
     bad = next((index for index in range(len(curve)) if not curve.is_finite_at(index)), None)
     if bad is not None:
-        values = (curve.train[bad], curve.validation[bad])
-        message = (
-            f"Epoch {bad + 1} has a loss that is not finite: train {values[0]:g}, validation {values[1]:g}."
-        )
-        return Diagnosis(
-            verdict=Verdict.NOT_FINITE,
-            summary=message,
-            advice="Go back to a checkpoint from before this epoch and lower the learning rate.",
-            evidence=(Evidence(rule="not_finite", message=message, epochs=(bad + 1,), values=(values[1],)),),
-        )
+        return _not_finite(curve, bad + 1)
     if len(curve) < MIN_EPOCHS:
-        return Diagnosis(
-            verdict=Verdict.TOO_EARLY,
-            summary=f"{len(curve)} of the {MIN_EPOCHS} epochs that a verdict needs.",
-            advice="Wait.",
-            evidence=(),
-        )
-    best = min(range(len(curve)), key=lambda index: curve.validation[index])
-    now = min(statistics.median(curve.validation[-3:]), curve.validation[-1])
-    rises = now > curve.validation[best] + 0.05 * abs(curve.validation[best])
-    if rises and curve.train[-1] < curve.train[best]:
-        message = (
-            f"Validation loss rose from {curve.validation[best]:.4g} at epoch {best + 1} to "
-            f"{curve.validation[-1]:.4g} at epoch {len(curve)}, while train loss fell."
-        )
-        return Diagnosis(
-            verdict=Verdict.OVERFITTING,
-            summary=message,
-            advice=f"Take the checkpoint of epoch {best + 1}, and regularise.",
-            evidence=(
-                Evidence(
-                    rule="validation_rises",
-                    message=message,
-                    epochs=(best + 1, len(curve)),
-                    values=(curve.validation[best], curve.validation[-1]),
-                ),
-            ),
-        )
-    message = f"Validation loss is {curve.validation[-1]:.4g}, its best {curve.validation[best]:.4g}."
+        return _too_early(curve)
+    reading = Reading.of(curve)
+    finding = next(found for rule in RULES if (found := rule(reading)) is not None)
+    return _diagnosis(finding, best=reading.best_epoch)
+
+
+def _diagnosis(finding: Finding, **epochs: int) -> Diagnosis:
     return Diagnosis(
-        verdict=Verdict.GOOD_FIT,
-        summary=message,
-        advice="Nothing needs to change.",
-        evidence=(
-            Evidence(
-                rule="validation_near_best",
-                message=message,
-                epochs=(best + 1,),
-                values=(curve.validation[best],),
-            ),
-        ),
+        verdict=finding.verdict,
+        summary=finding.summary,
+        advice=ADVICE[finding.verdict].format_map(epochs),
+        evidence=finding.evidence,
     )
+
+
+def _not_finite(curve: Curve, epoch: int) -> Diagnosis:
+    train, validation = curve.train[epoch - 1], curve.validation[epoch - 1]
+    message = (
+        f"Epoch {epoch} has losses that are not finite (train {train:.4g}, validation {validation:.4g})."
+    )
+    finding = Finding(
+        verdict=Verdict.NOT_FINITE,
+        summary=f"The loss of some samples is NaN or infinite since epoch {epoch}.",
+        evidence=(evidence("not_finite", message, (epoch,), curve.train),),
+    )
+    return _diagnosis(finding, bad=epoch)
+
+
+def _too_early(curve: Curve) -> Diagnosis:
+    epochs = len(curve)
+    seen = f"{epochs} {'epoch has' if epochs == 1 else 'epochs have'} finished; a verdict needs {MIN_EPOCHS}."
+    found = (evidence("few_epochs", seen, (epochs,), curve.validation),) if epochs else ()
+    return _diagnosis(Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found))

@@ -1,0 +1,160 @@
+"""Rules for curves that do not go up: how far down they came, and whether they still move."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from curvewatch_workers.diagnosis.findings import (
+    Finding,
+    about_train,
+    about_validation,
+    evidence,
+    percent,
+)
+from curvewatch_workers.diagnosis.reading import Reading
+from curvewatch_workers.diagnosis.trend import FLAT, Trend
+from curvewatch_workers.diagnosis.verdict import Verdict
+
+FIRST_LOOK: Final = 8
+"""Epochs before which a loss that is still high says nothing: some networks start late."""
+HIGH: Final = 0.6
+"""Share of the first train loss above which a loss is high."""
+MIDDLE: Final = 0.3
+"""Share of the first train loss below which a loss is low."""
+SLOWING: Final = 0.1
+"""Share of all it learned that a loss which has nearly come to rest gains in a third of the run; a straight
+line gains a third."""
+ACCURATE: Final = 0.9
+"""Accuracy from which a loss is never called high."""
+INACCURATE: Final = 0.5
+"""Accuracy below which a loss at rest is always called high."""
+STEP: Final = 0.05
+"""Share of all it learned that a loss gains in each of the two epochs before it halts at once."""
+LEAST_HALT: Final = 5
+"""Epochs that a halt lasts at least; and never less than a quarter of the run."""
+
+
+def halted(reading: Reading) -> Finding | None:
+    """Learning stopped from one epoch to the next, above the floor that it was heading for."""
+    epoch = _halted_after(reading.train)
+    if epoch is None or reading.remaining <= MIDDLE / 2 or _is_accurate(reading):
+        return None
+    if not reading.validation.rests(reading.epochs // 4):
+        return None
+    return Finding(
+        verdict=Verdict.PLATEAU,
+        summary=f"Learning stopped all at once at epoch {epoch} of {reading.epochs}, while the loss still fell fast.",
+        evidence=(
+            about_train(reading, "train_halts", (max(epoch - 2, 1), epoch)),
+            about_train(reading, "train_flat", (epoch, reading.epochs)),
+        ),
+    )
+
+
+def too_early(reading: Reading) -> Finding | None:
+    """The loss is still high, but the run is too short to say why."""
+    if reading.epochs >= FIRST_LOOK or reading.remaining <= HIGH or not reading.has_zero:
+        return None
+    message = f"{_left(reading)}; from epoch {FIRST_LOOK} on that would say something."
+    return Finding(
+        verdict=Verdict.TOO_EARLY,
+        summary=f"Nothing is wrong so far; {reading.epochs} epochs do not tell yet how well the model learns.",
+        evidence=(evidence("loss_high", message, (1, reading.epochs), reading.curve.train),),
+    )
+
+
+def high(reading: Reading) -> Finding | None:
+    """The loss is high: it comes down slowly, or it has come to rest there."""
+    if reading.epochs < FIRST_LOOK or not reading.has_zero or _is_accurate(reading):
+        return None
+    third = reading.epochs // 3
+    since = reading.epochs - third
+    if not reading.train.rests(third, SLOWING):
+        return _slow(reading, since) if reading.remaining > HIGH else None
+    inaccurate = reading.accuracy is not None and reading.accuracy.level < INACCURATE
+    if reading.remaining <= HIGH and not inaccurate:
+        return None
+    accuracy = f", with an accuracy of {percent(reading.accuracy.level)}" if reading.accuracy else ""
+    return Finding(
+        verdict=Verdict.UNDERFITTING,
+        summary=f"The model does not even fit the train set: the losses have come to rest high up{accuracy}.",
+        evidence=(
+            evidence("loss_high", f"{_left(reading)}.", (1, reading.epochs), reading.curve.train),
+            about_train(reading, "train_flat", (since, reading.epochs)),
+            about_validation(reading, "validation_beside", (since, reading.epochs)),
+        ),
+    )
+
+
+def flat_midway(reading: Reading) -> Finding | None:
+    """Both losses came down part of the way, and have been flat for half of the run."""
+    if reading.epochs < FIRST_LOOK or not reading.has_zero or _is_accurate(reading):
+        return None
+    half = reading.epochs // 2
+    if reading.remaining <= MIDDLE or not (reading.train.rests(half) and reading.validation.rests(half)):
+        return None
+    since = reading.epochs - half
+    return Finding(
+        verdict=Verdict.PLATEAU,
+        summary=(
+            f"Neither loss has improved since epoch {since} of {reading.epochs}, with "
+            f"{percent(reading.remaining)} of the first train loss left."
+        ),
+        evidence=(
+            about_train(reading, "train_flat", (since, reading.epochs)),
+            about_validation(reading, "validation_flat", (since, reading.epochs)),
+        ),
+    )
+
+
+def good_fit(reading: Reading) -> Finding:
+    """Nothing is wrong: validation loss is at or near its best."""
+    losses, best, now = reading.curve.validation, reading.best_epoch, reading.epochs
+    since = "its best so far" if best == now else f"its best was {losses[best - 1]:.4g} at epoch {best}"
+    gap = losses[-1] - reading.curve.train[-1]
+    message = (
+        f"Validation loss is {losses[-1]:.4g} at epoch {now}, {since}; its gap to train loss is {gap:.4g}."
+    )
+    state = "has come to rest" if reading.validation.rests(reading.epochs // 3) else "is still coming down"
+    return Finding(
+        verdict=Verdict.GOOD_FIT,
+        summary=f"Validation loss came down with train loss and {state}, at or near its best.",
+        evidence=(
+            evidence("validation_near_best", message, (best, now), losses),
+            about_train(reading, "train_beside", (1, now)),
+        ),
+    )
+
+
+def _slow(reading: Reading, since: int) -> Finding:
+    return Finding(
+        verdict=Verdict.SLOW_CONVERGENCE,
+        summary="The losses come down steadily, but so slowly that most of the way is still ahead.",
+        evidence=(
+            evidence("loss_high", f"{_left(reading)}.", (1, reading.epochs), reading.curve.train),
+            about_train(reading, "train_falls_steadily", (since, reading.epochs)),
+        ),
+    )
+
+
+def _left(reading: Reading) -> str:
+    return f"{percent(reading.remaining)} of the first train loss is left after {reading.epochs} epochs"
+
+
+def _halted_after(trend: Trend) -> int | None:
+    """Return the epoch after which a loss that was falling steadily stands still; None if it does not."""
+    values = trend.values
+    floor = FLAT * trend.learned
+    last = len(values) - 1
+    while last > 0 and abs(values[last - 1] - trend.level) <= floor:
+        last -= 1
+    if last < 2 or len(values) - last < max(LEAST_HALT, len(values) // 4):
+        return None
+    latest, earlier = values[last - 1] - values[last], values[last - 2] - values[last - 1]
+    # Neither the end of an exponential, whose steps shrink, nor the one large drop of a lower learning rate.
+    steady = latest > STEP * trend.learned and latest / 2 <= earlier <= latest * 2
+    return last + 1 if steady else None
+
+
+def _is_accurate(reading: Reading) -> bool:
+    return reading.accuracy is not None and reading.accuracy.level >= ACCURATE

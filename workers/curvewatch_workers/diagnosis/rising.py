@@ -1,0 +1,207 @@
+"""Rules for curves that go up: diverging, overfitting, overconfident, unstable."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from curvewatch_workers.diagnosis.findings import (
+    Finding,
+    about_train,
+    about_validation,
+    evidence,
+    percent,
+)
+from curvewatch_workers.diagnosis.reading import Reading
+from curvewatch_workers.diagnosis.trend import CALM, Trend
+from curvewatch_workers.diagnosis.verdict import Evidence, Verdict
+
+RISE: Final = 0.05
+"""Rise of the validation loss, on the yardstick, from which a run overfits: smaller ones cost nobody much."""
+FALL: Final = 0.01
+"""Fall of the train loss, on its yardstick, that counts as going on learning the train set."""
+NOISE: Final = 7.0
+"""Noise of a smoothed value that a rise must beat. The best of many noisy values lies about two below the
+true best, and the question is asked again after every epoch."""
+BLOW_UP: Final = 0.25
+"""Rise of a loss, as a share of its start or of what was learned, from which it diverges."""
+EARLY_BLOW_UP: Final = 0.5
+"""The same in the first epochs, where a learning rate that is warming up may lift the loss for a while."""
+FIRST_EPOCHS: Final = 10
+EXPLODED: Final = 10.0
+"""Times its start from which a validation loss diverges even while train loss falls."""
+LEFT_BEHIND: Final = 0.2
+"""Share of what train loss learned that validation loss learned, below which the train set is learned by
+heart; and the share of its start that train loss must have learned for the question to make sense."""
+ACCURACY_LOSS: Final = 0.02
+"""Accuracy that may be lost and still count as kept: 2 points."""
+JUMP: Final = 0.2
+"""Rise from one epoch to the next, on the yardstick, that is a jump."""
+JUMPY: Final = 0.15
+"""Share of the later half's epochs that jump in an unstable run."""
+LEAST_JUMPS: Final = 3
+LEARNABLE: Final = 0.2
+"""Share of its start that a loss is taken to have learned at least when jumps are measured: where nothing was
+learned, every wobble would be a jump."""
+FIRST_LOOK: Final = 8
+"""Epochs from which jumps can be counted, and a validation loss be called left behind."""
+
+
+def diverging_train(reading: Reading) -> Finding | None:
+    """Train loss has risen far above its best, and stays there."""
+    if not _blows_up(reading.train, reading.epochs):
+        return None
+    losses = reading.curve.train
+    best = losses.index(min(losses)) + 1
+    return Finding(
+        verdict=Verdict.DIVERGING,
+        summary=f"Training diverges: train loss has been rising since epoch {best} and does not recover.",
+        evidence=(
+            about_train(reading, "train_rises", (best, reading.epochs)),
+            about_validation(reading, "validation_beside", (best, reading.epochs)),
+        ),
+    )
+
+
+def diverging_validation(reading: Reading) -> Finding | None:
+    """Validation loss has risen far above its best while train loss did not fall, or has exploded."""
+    validation, train = reading.validation, reading.train
+    if not _blows_up(validation, reading.epochs):
+        return None
+    exploded = validation.level > EXPLODED * max(abs(validation.start), abs(train.start))
+    if _went_on_learning(reading) and not exploded:
+        return None
+    why = "to more than ten times its start" if exploded else "and train loss does not fall meanwhile"
+    best = reading.best_epoch
+    return Finding(
+        verdict=Verdict.DIVERGING,
+        summary=f"Validation loss diverges: it has been rising since epoch {best}, {why}.",
+        evidence=(
+            about_validation(reading, "validation_rises", (best, reading.epochs)),
+            about_train(reading, "train_beside", (best, reading.epochs)),
+        ),
+    )
+
+
+def overfitting(reading: Reading) -> Finding | None:
+    """Validation loss has risen above its best while train loss went on falling."""
+    validation = reading.validation
+    bar = max(RISE * reading.yardstick(validation.low, reading.learned), validation.noise_bar(NOISE))
+    if validation.held_rise <= bar or not _went_on_learning(reading):
+        return None
+    best, now = reading.best_epoch, reading.epochs
+    rise = (
+        _rise(reading),
+        about_train(reading, "train_still_falls", (best, now)),
+    )
+    kept = _accuracy_kept(reading)
+    if kept is None:
+        return Finding(
+            verdict=Verdict.OVERFITTING,
+            summary=(
+                f"The model was at its best at epoch {best} of {now}. Since then it has learned the train "
+                "set by heart, and does worse on new samples."
+            ),
+            evidence=rise,
+        )
+    return Finding(
+        verdict=Verdict.OVERCONFIDENT,
+        summary=(
+            f"Since epoch {best} of {now} validation loss rises but accuracy does not fall: the model is "
+            "right as often as before, and surer of its mistakes."
+        ),
+        evidence=(*rise, kept),
+    )
+
+
+def left_behind(reading: Reading) -> Finding | None:
+    """Train loss has come down, and validation loss hardly at all."""
+    validation, train = reading.validation, reading.train
+    if reading.epochs < FIRST_LOOK or train.start <= 0 or not validation.rests(reading.epochs // 3):
+        return None
+    learned = train.start - train.level
+    generalised = max(train.start - validation.low, 0.0)
+    if learned < LEFT_BEHIND * train.start or generalised >= LEFT_BEHIND * learned:
+        return None
+    message = (
+        f"Train loss came down by {percent(learned / train.start)} of its start, validation loss by "
+        f"{percent(generalised / train.start)}."
+    )
+    epochs = (1, reading.epochs)
+    return Finding(
+        verdict=Verdict.OVERFITTING,
+        summary="The model learns the train set by heart, and next to nothing that holds for new samples.",
+        evidence=(
+            evidence("validation_left_behind", message, epochs, reading.curve.validation),
+            about_train(reading, "train_still_falls", epochs),
+        ),
+    )
+
+
+def unstable(reading: Reading) -> Finding | None:
+    """A loss keeps jumping up from one epoch to the next."""
+    if reading.epochs < FIRST_LOOK:
+        return None
+    later = reading.epochs - reading.epochs // 2
+    for name, trend, losses in (
+        ("train", reading.train, reading.curve.train),
+        ("validation", reading.validation, reading.curve.validation),
+    ):
+        jumps = _jumps(reading, trend)
+        if len(jumps) < max(LEAST_JUMPS, JUMPY * later):
+            continue
+        latest = jumps[-1]
+        message = (
+            f"{name.capitalize()} loss jumped up {len(jumps)} times in the latest {later} epochs, last from "
+            f"{losses[latest - 2]:.4g} to {losses[latest - 1]:.4g} at epoch {latest}."
+        )
+        return Finding(
+            verdict=Verdict.UNSTABLE,
+            summary=f"The {name} loss jumps up and down instead of settling.",
+            evidence=(evidence(f"{name}_jumps", message, jumps, losses),),
+        )
+    return None
+
+
+def _blows_up(trend: Trend, epochs: int) -> bool:
+    share = EARLY_BLOW_UP if epochs < FIRST_EPOCHS else BLOW_UP
+    bar = max(share * max(trend.learned, abs(trend.start)), trend.noise_bar(NOISE))
+    return trend.held_rise > bar and not trend.is_recovering()
+
+
+def _went_on_learning(reading: Reading) -> bool:
+    """Tell whether train loss fell since validation loss was at its best."""
+    train = reading.train
+    then = train.smooth[reading.validation.best]
+    bar = max(FALL * reading.yardstick(then, train.learned), train.noise_bar(1.0))
+    return then - train.level > bar
+
+
+def _rise(reading: Reading) -> Evidence:
+    validation, best, now = reading.validation, reading.best_epoch, reading.epochs
+    window = f"the latest {validation.window} epochs" if validation.window > 1 else "the latest epoch"
+    message = (
+        f"Validation loss was {reading.curve.validation[best - 1]:.4g} at epoch {best} and is "
+        f"{validation.level * reading.unit:.4g} over {window}; its noise is about "
+        f"{validation.noise * reading.unit:.2g}."
+    )
+    return evidence("validation_rises", message, (best, now), reading.curve.validation)
+
+
+def _accuracy_kept(reading: Reading) -> Evidence | None:
+    """Return the evidence that accuracy is as good as it ever was; None when it fell or is not known."""
+    accuracy = reading.accuracy
+    if accuracy is None:
+        return None
+    top = max(accuracy.smooth)
+    if top - accuracy.level > max(ACCURACY_LOSS, accuracy.noise_bar(CALM)):
+        return None
+    message = f"Accuracy is {percent(accuracy.level)}, as good as at its best ({percent(top)}) or nearly so."
+    return evidence("accuracy_kept", message, (reading.best_epoch, reading.epochs), accuracy.values)
+
+
+def _jumps(reading: Reading, trend: Trend) -> list[int]:
+    """Return the epochs of the later half whose loss is a jump above the epoch before."""
+    least = JUMP * reading.yardstick(trend.low, max(trend.learned, LEARNABLE * abs(trend.start)))
+    values = trend.values
+    later = range(max(reading.epochs // 2, 1), reading.epochs)
+    return [index + 1 for index in later if values[index] - values[index - 1] > least > 0]
