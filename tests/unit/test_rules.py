@@ -75,13 +75,18 @@ FALLS_BACK = (0.1, *(9.0 / epoch for epoch in range(1, 20)))
 COMES_BACK = changed(EXPLODING, epoch=18, to=0.05)
 IN_EUROPE = replace(OVERFIT, cluster="eu")
 IN_AMERICA = replace(OVERFIT, cluster="us", run_id="r-2", owner="bob")
-FINE_IN_AMERICA = replace(OVERFIT, cluster="us", verdict="good_fit", validation=FALLING)
-"""The same id too, as after a database was copied."""
-DIVERGED_IN_EUROPE = replace(DIVERGED, cluster="eu")
-NOT_DIVERGED_IN_AMERICA = replace(
-    DIVERGED, cluster="us", train=FALLING[:20], validation=FALLING[:20], verdict="good_fit"
+NOT_OVERFIT = (
+    replace(OVERFIT, cluster="us", verdict="good_fit"),
+    replace(OVERFIT, cluster="ap", validation=FALLING),
+    replace(OVERFIT, cluster="af", stopping_from=12),
 )
-BOTH_OVERFIT = (IN_EUROPE, IN_AMERICA)
+"""The same ids too, as after a database was copied; each lacks another part of the condition."""
+DIVERGED_IN_EUROPE = replace(DIVERGED, cluster="eu")
+NOT_DIVERGED = (
+    replace(DIVERGED, cluster="us", verdict="good_fit"),
+    replace(DIVERGED, cluster="ap", validation=FALLING[:20]),
+    replace(DIVERGED, cluster="af", patience=4, validation=FALLS_BACK, verdict_from=14),
+)
 
 CASES = (
     # The best is epoch 10 and patience is 5: epoch 15 meets it, epoch 16 exceeds it.
@@ -137,15 +142,15 @@ CASES = (
         name="two clusters with the same run, one overfits",
         alert=OVERFITTING,
         kind="fires",
-        runs=(IN_EUROPE, FINE_IN_AMERICA),
+        runs=(IN_EUROPE, *NOT_OVERFIT),
         checks=(Check(seconds=END, firing=(IN_EUROPE,)),),
     ),
     Case(
         name="two clusters with the same run, both overfit",
         alert=OVERFITTING,
         kind="fires",
-        runs=BOTH_OVERFIT,
-        checks=(Check(seconds=END, firing=BOTH_OVERFIT),),
+        runs=(IN_EUROPE, IN_AMERICA),
+        checks=(Check(seconds=END, firing=(IN_EUROPE, IN_AMERICA)),),
     ),
     # The best is epoch 10: the third epoch without a new best is epoch 13, long before the patience of 10.
     fires(DIVERGING, "both losses explode", DIVERGED, quiet=12 * 30 + 15, firing=13 * 30 + 15),
@@ -203,7 +208,7 @@ CASES = (
         name="two clusters with the same run, one diverges",
         alert=DIVERGING,
         kind="fires",
-        runs=(DIVERGED_IN_EUROPE, NOT_DIVERGED_IN_AMERICA),
+        runs=(DIVERGED_IN_EUROPE, *NOT_DIVERGED),
         checks=(Check(seconds=END, firing=(DIVERGED_IN_EUROPE,)),),
     ),
 )
