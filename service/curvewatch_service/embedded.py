@@ -84,6 +84,7 @@ class EmbeddedRay:
         self._log_path = data_dir / "embedded-ray.log"
         self._start_seconds = start_seconds
         self._turn = threading.Lock()
+        self._cancelled = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
         self._state: HeadState | None = None
         self._trouble = "the service's own Ray is starting; try again in a few seconds"
@@ -119,6 +120,10 @@ class EmbeddedRay:
                 raise
             return self._state.endpoint
 
+    def cancel_start(self) -> None:
+        """Let a `start` fail that is under way or still to come, until `stop`; any thread may call."""
+        self._cancelled.set()
+
     def stop(self, *, seconds: float = 10) -> None:
         """End every process of the head, and of the jobs on it.
 
@@ -126,6 +131,7 @@ class EmbeddedRay:
             seconds: How long it may take to end by itself before it is killed.
         """
         with self._turn:
+            self._cancelled.clear()
             self._trouble = "the service's own Ray has been stopped"
             state, self._state = self._state or self._read_state(), None
             if state is None:
@@ -144,6 +150,8 @@ class EmbeddedRay:
             try:
                 self._wait_until_ready(state, self._start_seconds / 4)
             except ClusterUnavailableError:
+                if self._cancelled.is_set():
+                    raise
                 logger.warning(
                     "The Ray head of an earlier start, process %d, does not answer; it is replaced.",
                     state.pid,
@@ -245,12 +253,14 @@ class EmbeddedRay:
                 raise ClusterUnavailableError(
                     f"the service's own Ray ended as it started; {self._log_tail()}"
                 )
+            if self._cancelled.is_set():
+                raise ClusterUnavailableError("the start of the service's own Ray was cancelled")
             if time.monotonic() > deadline:
                 raise ClusterUnavailableError(
                     f"the service's own Ray was not ready after {seconds:.0f} s: {trouble}; "
                     f"{self._log_tail()}"
                 )
-            time.sleep(0.1)
+            self._cancelled.wait(0.1)
 
     def _end(self, state: HeadState, seconds: float) -> None:
         """End the head's processes: asked first, killed when they have not gone in time."""
