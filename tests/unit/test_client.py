@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from curvewatch_service.client import Client, RefusedError, ServiceAwayError, UnknownRunError, WrongTokenError
+from curvewatch_service.schemas import EpochList, EventList, EventView, LogView, Problem, RunList
+from views_support import BEGIN, curve, run_view
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def client_of(handler: Handler) -> Client:
+    return Client("http://curvewatch.test:8420/", "cw_secret", transport=httpx.MockTransport(handler))
+
+
+def answer(text: str, status: int = 200) -> Handler:
+    return lambda _request: httpx.Response(status, text=text)
+
+
+def refusal(status: int, detail: str, problems: list[str] | None = None) -> Handler:
+    problem = Problem(title="SomeError", status=status, detail=detail, problems=problems or [])
+    return answer(problem.model_dump_json(), status)
+
+
+def test_a_job_is_sent_as_its_text_and_its_zip_with_the_token() -> None:
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(201, text=run_view().model_dump_json())
+
+    run = client_of(handler).submit("name: ünï\n", b"PK-zip")
+    (request,) = seen
+    body = request.read()
+    assert (request.method, request.url.path) == ("POST", "/api/v1/runs")
+    assert request.headers["authorization"] == "Bearer cw_secret"
+    assert "name: ünï\n".encode() in body
+    assert b"PK-zip" in body
+    assert run.run_id == "digits-1a2b3c"
+
+
+def test_lists_are_asked_for_by_state_limit_and_offset() -> None:
+    seen: list[httpx.URL] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url)
+        return httpx.Response(200, text=RunList(runs=[], total=0).model_dump_json())
+
+    client_of(handler).runs(states=["RUNNING", "QUEUED"], limit=5, offset=10)
+    assert str(seen[0].query, "ascii") == "state=RUNNING&state=QUEUED&limit=5&offset=10"
+
+
+def test_each_part_of_a_run_comes_back_as_its_view() -> None:
+    epochs = curve()
+    event = EventView(time=BEGIN, reason="state_running", message="it runs", actor="worker")
+    answers = {
+        "/api/v1/runs/r": run_view(epochs=epochs).model_dump_json(),
+        "/api/v1/runs/r/epochs": EpochList(epochs=epochs).model_dump_json(),
+        "/api/v1/runs/r/events": EventList(events=[event]).model_dump_json(),
+        "/api/v1/runs/r/logs": LogView(text="hello\n").model_dump_json(),
+        "/api/v1/runs/r/stop": run_view(state="STOPPING").model_dump_json(),
+        "/metrics": "curvewatch_runs 1\n",
+    }
+    client = client_of(lambda request: httpx.Response(200, text=answers[request.url.path]))
+    assert client.run("r").latest == epochs[-1]
+    assert client.epochs("r") == epochs
+    assert client.events("r") == [event]
+    assert client.logs("r") == "hello\n"
+    assert client.stop("r").state == "STOPPING"
+    assert client.metrics_text() == "curvewatch_runs 1\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, WrongTokenError), (404, UnknownRunError), (409, RefusedError), (503, RefusedError)],
+)
+def test_a_refusal_has_the_words_of_the_service(status: int, kind: type[RefusedError]) -> None:
+    with pytest.raises(kind, match=r"^the sky is green$") as caught:
+        client_of(refusal(status, "the sky is green")).run("r")
+    assert type(caught.value) is kind
+    assert caught.value.status == status
+
+
+def test_a_refusal_with_several_problems_tells_each() -> None:
+    problems = ["training.epochs: is required but missing", "name: must be printable"]
+    with pytest.raises(RefusedError) as caught:
+        client_of(refusal(422, "job.yaml: 2 problems", problems)).submit("", b"")
+    assert str(caught.value).splitlines() == [
+        "job.yaml: 2 problems",
+        *(f"  {problem}" for problem in problems),
+    ]
+
+
+def test_a_service_that_is_away_is_told_with_its_address_and_the_remedy() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("Connection refused", request=request)
+
+    with pytest.raises(ServiceAwayError, match=r"http://curvewatch\.test:8420 .*refused.*`curvewatch serve`"):
+        client_of(handler).runs()
+
+
+def test_a_port_that_nobody_listens_on_is_a_service_that_is_away() -> None:
+    # Port 9 (discard) is not served on the loopback interface of a test machine.
+    with (
+        pytest.raises(ServiceAwayError, match="no Curvewatch service answers"),
+        Client("http://127.0.0.1:9", "t") as c,
+    ):
+        c.health()
+
+
+@pytest.mark.parametrize("status", [200, 404, 502])
+def test_a_web_server_that_is_no_curvewatch_is_told_apart(status: int) -> None:
+    with pytest.raises(ServiceAwayError, match="check the address"):
+        client_of(answer("<html>nginx</html>", status)).run("r")
+
+
+def test_a_run_id_cannot_lead_out_of_its_place_in_the_path() -> None:
+    seen: list[bytes] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.raw_path)
+        return httpx.Response(200, text=run_view().model_dump_json())
+
+    client_of(handler).run("a/../b?c#d")
+    assert seen == [b"/api/v1/runs/a%2F..%2Fb%3Fc%23d"]
+
+
+def many_runs(request: httpx.Request) -> httpx.Response:
+    """Serve 250 runs in pages of at most 100, and each by its id."""
+    ids = [f"digits-{number:03d}" for number in reversed(range(250))]
+    if request.url.path != "/api/v1/runs":
+        return httpx.Response(
+            200, text=run_view(run_id=request.url.path.rpartition("/")[2]).model_dump_json()
+        )
+    offset = int(request.url.params.get("offset", 0))
+    limit = min(int(request.url.params.get("limit", 100)), 100)
+    page = [run_view(run_id=run_id) for run_id in ids[offset : offset + limit]]
+    return httpx.Response(200, text=RunList(runs=page, total=len(ids)).model_dump_json())
+
+
+def test_a_run_is_found_by_its_id_its_unique_beginning_or_as_the_latest() -> None:
+    client = client_of(many_runs)
+    assert client.find("latest").run_id == "digits-249"
+    assert client.find("digits-007").run_id == "digits-007"
+    assert (
+        client_of(only("digits-1a2b3c", "digits-1a2b3c-longer")).find("digits-1a2b3c").run_id
+        == "digits-1a2b3c"
+    )
+    assert client_of(only("digits-1a2b3c", "words-9")).find("w").run_id == "words-9"
+
+
+def only(*run_ids: str) -> Handler:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/api/v1/runs":
+            run_id = request.url.path.rpartition("/")[2]
+            assert run_id in run_ids
+            return httpx.Response(200, text=run_view(run_id=run_id).model_dump_json())
+        runs = [run_view(run_id=run_id) for run_id in run_ids]
+        return httpx.Response(200, text=RunList(runs=runs, total=len(runs)).model_dump_json())
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digits-00", r"10 runs begin with 'digits-00': digits-009, .*, \.\.\.; give more of the id"),
+        ("mnist", r"no run is called 'mnist' or begins with it; `curvewatch runs` lists them"),
+        ("", r"no run is called ''"),
+    ],
+)
+def test_a_name_that_is_not_one_run_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UnknownRunError, match=message):
+        client_of(many_runs).find(name)
+
+
+def test_the_latest_of_no_runs_is_refused_with_the_remedy() -> None:
+    with pytest.raises(
+        UnknownRunError, match=r"there is no run yet; submit one: curvewatch submit job\.yaml"
+    ):
+        client_of(only()).find("latest")
