@@ -1,0 +1,83 @@
+"""Is the service there, can it work, and what are its numbers: for probes and Prometheus, without a token."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from curvewatch_service.api.session import services_of
+from curvewatch_service.cluster import Cluster
+from curvewatch_service.errors import ClusterUnavailableError
+from curvewatch_service.schemas import View
+
+CLUSTER_WAIT_SECONDS = 0.5
+router = APIRouter()
+
+
+class HealthView(View):
+    """Answer of `GET /healthz`."""
+
+    status: str = "ok"
+
+
+class ReadyView(View):
+    """Answer of `GET /readyz`."""
+
+    store: str = "ok"
+    """Always `ok`: without its store the service answers with an error."""
+    cluster: str
+    """`ok`, `unavailable`, or `unknown` while the cluster takes long to answer."""
+
+
+class ClusterProbe:
+    """Asks whether the cluster answers, without waiting long; one question at a time."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="cluster-probe")
+        self._question: Future[object] | None = None
+
+    def state(self) -> str:
+        """Return `ok`, `unavailable`, or `unknown` while the answer takes long."""
+        with self._lock:
+            if self._question is None or self._question.done():
+                self._question = self._threads.submit(self._cluster.resources)
+            question = self._question
+        try:
+            question.result(timeout=CLUSTER_WAIT_SECONDS)
+        except FutureTimeoutError:
+            return "unknown"
+        except ClusterUnavailableError:
+            return "unavailable"
+        return "ok"
+
+
+@router.get("/healthz")
+def healthz() -> HealthView:
+    """Tell that the process answers."""
+    return HealthView()
+
+
+@router.get("/readyz")
+def readyz(request: Request) -> ReadyView:
+    """Tell that the service can take jobs and records: its store answers.
+
+    The cluster is reported and fails nothing: without it jobs queue, records come in, pages are shown.
+    """
+    services_of(request).store.count()
+    probe: ClusterProbe = request.app.state.cluster_probe
+    return ReadyView(cluster=probe.state())
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(request: Request) -> Response:
+    """Return every series, in the format that the scraper prefers."""
+    registry: CollectorRegistry = request.app.state.registry
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return Response(encode(registry), headers={"Content-Type": content_type})

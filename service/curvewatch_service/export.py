@@ -1,0 +1,178 @@
+"""The Prometheus export: a collector that reads the store at each scrape."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
+
+from curvewatch_service.runs import RunState
+from curvewatch_service.settings import Settings
+from curvewatch_service.store import Run, Snapshot, Store
+from curvewatch_workers import series
+from curvewatch_workers.contract import (
+    SPLITS,
+    AttemptStarted,
+    EpochFinished,
+    EpochRecord,
+    RunFinished,
+    WorkerEvent,
+)
+from curvewatch_workers.diagnosis import Verdict
+from curvewatch_workers.series import TABLE, Kind, Series
+
+MESSAGE_KINDS: tuple[str, ...] = tuple(
+    message.model_fields["kind"].default
+    for message in (AttemptStarted, EpochFinished, WorkerEvent, RunFinished)
+)
+_BY_DIAGNOSIS: dict[str, tuple[Series, dict[str, str]]] = {
+    "best_validation_loss": (series.BEST_VALIDATION_LOSS, {}),
+    "best_epoch": (series.BEST_EPOCH, {}),
+    "epochs_since_best": (series.EPOCHS_SINCE_BEST, {}),
+    "train_slope": (series.LOSS_SLOPE, {"split": "train"}),
+    "validation_slope": (series.LOSS_SLOPE, {"split": "validation"}),
+    "generalization_gap": (series.GENERALIZATION_GAP, {}),
+}
+_logger = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """One value of a series."""
+
+    series: Series
+    value: float
+    labels: dict[str, str]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class RunCollector(Collector):
+    """Exports the runs that have not ended, those that ended a short while ago, and the service's own counts."""
+
+    def __init__(self, store: Store, settings: Settings, *, clock: Callable[[], datetime] = _utc_now) -> None:
+        self._store = store
+        self._cluster = settings.cluster_name
+        self._linger = timedelta(seconds=settings.linger_seconds)
+        self._clock = clock
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: a registry would otherwise read the whole store to learn the names."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the store; a run that cannot be exported is counted and left out."""
+        started = time.perf_counter()
+        samples: list[Sample] = []
+        for run_id in self._store.shown_since(self._clock() - self._linger):
+            try:
+                samples += run_samples(self._store.snapshot(run_id), cluster=self._cluster)
+            except Exception:
+                self._store.counters.add(series.COLLECTOR_ERRORS)
+                _logger.exception(
+                    "Run %s could not be exported.",
+                    run_id,
+                    extra={"action": "export_failed", "run_id": run_id},
+                )
+        samples += self._service_samples()
+        samples.append(Sample(series.COLLECTOR_DURATION, time.perf_counter() - started, {}))
+        yield from families(samples)
+
+    def _service_samples(self) -> Iterator[Sample]:
+        counters, states = self._store.counters, self._store.count()
+        for state, number in states.items():
+            yield Sample(series.RUNS, number, {"state": state.label})
+            if state.terminal:
+                yield Sample(series.RUNS_FINISHED, number, {"outcome": state.label.lower()})
+        for kind in MESSAGE_KINDS:
+            yield Sample(
+                series.INGESTED_MESSAGES, counters.value(series.INGESTED_MESSAGES, kind), {"kind": kind}
+            )
+        for counted in (series.INGEST_ERRORS, series.RECONCILE_ERRORS, series.COLLECTOR_ERRORS):
+            yield Sample(counted, counters.value(counted), {})
+
+
+def families(samples: Iterable[Sample]) -> Iterator[Metric]:
+    """Group samples by series, in the order of the table; a series without a sample is left out."""
+    by_name: dict[str, list[Sample]] = {}
+    for sample in samples:
+        by_name.setdefault(sample.series.name, []).append(sample)
+    for name, described in TABLE.items():
+        if name in by_name:
+            # The library's own suffix: a counter's family is named without it.
+            family = name.removesuffix("_total") if described.kind is Kind.COUNTER else name
+            metric = Metric(family, described.help, described.kind.value)
+            for sample in by_name[name]:
+                metric.add_sample(name, sample.labels, float(sample.value))
+            yield metric
+
+
+def run_samples(snapshot: Snapshot, *, cluster: str) -> list[Sample]:
+    """Return every series of a run; one whose value does not exist yet is left out."""
+    run, totals, latest = snapshot.run, snapshot.totals, snapshot.latest
+    samples = list(_facts(run, cluster))
+    if latest is not None:
+        samples += _latest_epoch(latest)
+    nonfinite = {
+        "train": totals.train_nonfinite_samples,
+        "validation": totals.validation_nonfinite_samples,
+    }
+    samples.append(Sample(series.SAMPLES, totals.train_samples, {}))
+    samples += (Sample(series.NONFINITE_SAMPLES, nonfinite[split], {"split": split}) for split in SPLITS)
+    gpu_seconds = totals.worker_seconds * run.spec.scaling.gpus_per_worker
+    samples.append(Sample(series.GPU_SECONDS, gpu_seconds, {}))
+    identity = {"run_id": run.run_id, "run": run.name}
+    return [sample._replace(labels={**identity, **sample.labels}) for sample in samples]
+
+
+def _facts(run: Run, cluster: str) -> Iterator[Sample]:
+    spec = run.spec
+    free = {f"label_{key}": value for key, value in spec.labels.items()}
+    yield Sample(series.RUN_INFO, 1, {"owner": run.owner, "cluster": cluster, "task": spec.code.task, **free})
+    for state in RunState:
+        yield Sample(series.RUN_STATE, state is run.state, {"state": state.label})
+    yield Sample(series.EPOCH, run.epoch, {})
+    yield Sample(series.EPOCHS_PLANNED, spec.training.epochs, {})
+    yield Sample(series.PATIENCE_EPOCHS, spec.patience_epochs, {})
+    yield Sample(series.WORKER_RESTARTS, max(run.attempt - 1, 0), {})
+    if run.world_size is not None:
+        yield Sample(series.WORLD_SIZE, run.world_size, {})
+    if run.diagnosis is not None:
+        for verdict in Verdict:
+            yield Sample(series.VERDICT, verdict == run.diagnosis["verdict"], {"verdict": verdict})
+        for field, (described, labels) in _BY_DIAGNOSIS.items():
+            if run.diagnosis[field] is not None:
+                yield Sample(described, run.diagnosis[field], labels)
+
+
+def _latest_epoch(record: EpochRecord) -> Iterator[Sample]:
+    for name in SPLITS:
+        split, labels = record.split(name), {"split": name}
+        yield Sample(series.LOSS, split.loss, labels)
+        yield Sample(series.RECEIPT_EXACT, split.exact, labels)
+        yield Sample(series.RANK_LOSS_SPREAD, split.rank_loss_spread, labels)
+        for metric, value in split.metric_values.items():
+            yield Sample(series.METRIC, value, {**labels, "metric": metric})
+    yield Sample(series.LEARNING_RATE, record.learning_rate, {})
+    if record.gradient_norm is not None:
+        yield Sample(series.GRADIENT_NORM, record.gradient_norm, {})
+    seconds = record.duration_seconds
+    yield Sample(series.EPOCH_DURATION, seconds, {})
+    if seconds > 0:
+        samples = record.train.samples_seen + record.validation.samples_seen
+        yield Sample(series.SAMPLES_PER_SECOND, samples / seconds, {})
+    yield Sample(series.LAST_EPOCH_TIMESTAMP, record.finished_at.timestamp(), {})
+    by_rank: tuple[tuple[Series, Iterable[float]], ...] = (
+        (series.SHARD_SAMPLES, [share.samples for share in record.train.ranks]),
+        (series.RANK_EPOCH_SECONDS, record.rank_seconds),
+        (series.GPU_MEMORY_PEAK, record.gpu_memory_peak_bytes or ()),
+    )
+    for described, values in by_rank:
+        for rank, value in enumerate(values):
+            yield Sample(described, value, {"rank": str(rank)})
