@@ -96,7 +96,7 @@ def _query_variable(name: str, label: str, query: str) -> builders.QueryVariable
     return (
         builders.QueryVariable(name)
         .label(label)
-        .query({"query": query, "refId": f"variable-{name}"})
+        .query(query)
         .definition(query)
         .datasource(DATASOURCE)
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
