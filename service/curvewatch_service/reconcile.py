@@ -348,6 +348,11 @@ class ReconcilerLoop:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def wake(self) -> None:
         """Let the next step begin now; any thread may call."""
         self._wake.set()
