@@ -33,6 +33,13 @@ _Answer = TypeVar("_Answer", bound=View)
 _PAGE = 100
 
 
+class Health(View):
+    """What the service says of itself."""
+
+    cluster: str
+    """`ok`, `unavailable`, or `unknown` while the cluster takes long to answer."""
+
+
 class ClientError(Exception):
     """Something that a user of the service is told."""
 
@@ -147,9 +154,9 @@ class Client:
         """Return the Prometheus exposition."""
         return self._send("GET", "/metrics").text
 
-    def health(self) -> None:
-        """Return when the service is up and ready to take runs."""
-        self._send("GET", "/readyz")
+    def health(self) -> Health:
+        """Return whether the service's cluster answers; that the service itself does is shown by the answer."""
+        return self._read(Health, self._send("GET", "/readyz"))
 
     def find(self, name: str) -> RunView:
         """Return the run that `latest`, a whole run id or the unique beginning of one names.

@@ -14,11 +14,11 @@ from pathlib import Path
 from curvewatch_service.client import Client, ClientError
 from curvewatch_service.embedded import EmbeddedRay
 from curvewatch_service.errors import ServiceError
-from curvewatch_service.profile import PROFILE_VARIABLE, Profile, ProfileError, read_profile
+from curvewatch_service.profile import PROFILE_VARIABLE, ProfileError, read_profile
 from curvewatch_service.settings import PREFIX
 
 START_SECONDS = 120.0
-STOP_SECONDS = 60.0
+STOP_SECONDS = 90.0
 _POLL_SECONDS = 0.1
 _LOG_LINES = 20
 
@@ -82,16 +82,9 @@ class DemoService:
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> Client:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            reason = "it has written no profile"
-            if profile := self._profile():
-                client = Client(profile.server, profile.token)
-                try:
-                    client.health()
-                except ClientError as error:
-                    reason = str(error)
-                    client.close()
-                else:
-                    return client
+            client, reason = self._ask()
+            if client is not None:
+                return client
             if process.poll() is not None:
                 raise DemoError(
                     f"the service ended with code {process.returncode} as it started\n{self.log_tail()}"
@@ -102,11 +95,21 @@ class DemoService:
                 )
             time.sleep(_POLL_SECONDS)
 
-    def _profile(self) -> Profile | None:
+    def _ask(self) -> tuple[Client | None, str]:
+        """Return a client once the service and its cluster answer, else why they do not."""
         try:
-            return read_profile(self.profile_path)
-        except ProfileError:
-            return None
+            profile = read_profile(self.profile_path)
+            client = Client(profile.server, profile.token)
+        except ProfileError as error:
+            return None, str(error)
+        try:
+            cluster = client.health().cluster
+        except ClientError as error:
+            cluster = str(error)
+        if cluster == "ok":
+            return client, ""
+        client.close()
+        return None, f"its cluster is {cluster}"
 
     def log_tail(self) -> str:
         """Return the last lines of what the service has written."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from curvewatch_service.code import require_task_module
+from curvewatch_service.errors import CodeBundleError
 from curvewatch_workers.contract import JobSpec, SpecError, SpecProblem, read_job_spec
 
 
@@ -51,11 +53,14 @@ def _code_problems(spec: JobSpec, code: Path) -> Iterator[SpecProblem]:
         )
         return
     module, _, name = spec.code.task.partition(":")
-    source = _source_of(module, code)
-    if source is None:
-        yield SpecProblem(path="code.task", message=_no_module(module, code))
+    try:
+        require_task_module(_names(code), spec.code.task, installed_known=True)
+    except CodeBundleError as error:
+        yield SpecProblem(path="code.task", message=f"{str(error).removeprefix('code.task: ')} (in {code})")
         return
-    yield from _callable_problems(module, name, source)
+    source = _source_of(module, code)
+    if source is not None:
+        yield from _callable_problems(module, name, source)
 
 
 def _source_of(module: str, code: Path) -> Path | None:
@@ -63,15 +68,12 @@ def _source_of(module: str, code: Path) -> Path | None:
     for candidate in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
         if candidate.is_file():
             return candidate
+    # The module is part of an installed package: what it holds is not known here.
     return None
 
 
-def _no_module(module: str, code: Path) -> str:
-    known = sorted(path.stem for path in code.glob("*.py") if path.stem != "__init__")
-    known += sorted(path.parent.name for path in code.glob("*/__init__.py"))
-    return (
-        f"module {module!r} is not in {code}; {_suggestion(module, known, 'it has no Python module at all')}"
-    )
+def _names(code: Path) -> list[str]:
+    return [path.relative_to(code).as_posix() for path in code.rglob("*.py")]
 
 
 def _callable_problems(module: str, name: str, source: Path) -> Iterator[SpecProblem]:

@@ -1,4 +1,4 @@
-"""Templates and static files of the page: how it writes numbers, times and verdicts, and where files come from."""
+"""Templates and files of the page: how it writes numbers, times and verdicts, and where files come from."""
 
 from __future__ import annotations
 

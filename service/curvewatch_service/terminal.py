@@ -72,8 +72,12 @@ def seconds_left(epochs: Sequence[EpochView], planned: int) -> float | None:
 
 def best_epoch(epochs: Sequence[EpochView]) -> EpochView | None:
     """Return the epoch of lowest validation loss, the first of equals."""
-    rated = [epoch for epoch in epochs if epoch.validation.loss is not None]
+    rated = [epoch for epoch in epochs if _finite(epoch.validation.loss) is not None]
     return min(rated, key=lambda epoch: (epoch.validation.loss, epoch.epoch), default=None)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def epoch_line(epoch: EpochView, epochs: Sequence[EpochView], planned: int) -> str:
@@ -212,7 +216,7 @@ def curve_chart(
     from plotext import figure, marker, terminal
 
     series = {
-        name: [(e.epoch, loss) for e in epochs if (loss := getattr(e, name).loss) is not None]
+        name: [(e.epoch, loss) for e in epochs if (loss := _finite(getattr(e, name).loss)) is not None]
         for name in ("train", "validation")
     }
     values = [loss for points in series.values() for _, loss in points]
