@@ -43,7 +43,7 @@ def halted(reading: Reading) -> Finding | None:
         return None
     return Finding(
         verdict=Verdict.PLATEAU,
-        summary=f"Learning stopped all at once at epoch {epoch} of {reading.epochs}, while the loss still fell fast.",
+        summary=f"Learning stopped all at once at epoch {epoch} of {reading.epochs}, while it still went fast.",
         evidence=(
             about_train(reading, "train_halts", (max(epoch - 2, 1), epoch)),
             about_train(reading, "train_flat", (epoch, reading.epochs)),
@@ -58,7 +58,7 @@ def too_early(reading: Reading) -> Finding | None:
     message = f"{_left(reading)}; from epoch {FIRST_LOOK} on that would say something."
     return Finding(
         verdict=Verdict.TOO_EARLY,
-        summary=f"Nothing is wrong so far; {reading.epochs} epochs do not tell yet how well the model learns.",
+        summary=f"Nothing is wrong so far; {reading.epochs} epochs do not tell yet how well it learns.",
         evidence=(evidence("loss_high", message, (1, reading.epochs), reading.curve.train),),
     )
 

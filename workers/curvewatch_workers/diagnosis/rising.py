@@ -19,9 +19,6 @@ RISE: Final = 0.05
 """Rise of the validation loss, on the yardstick, from which a run overfits: smaller ones cost nobody much."""
 FALL: Final = 0.01
 """Fall of the train loss, on its yardstick, that counts as going on learning the train set."""
-NOISE: Final = 7.0
-"""Noise of a smoothed value that a rise must beat. The best of many noisy values lies about two below the
-true best, and the question is asked again after every epoch."""
 BLOW_UP: Final = 0.25
 """Rise of a loss, as a share of its start or of what was learned, from which it diverges."""
 EARLY_BLOW_UP: Final = 0.5
@@ -85,8 +82,8 @@ def diverging_validation(reading: Reading) -> Finding | None:
 def overfitting(reading: Reading) -> Finding | None:
     """Validation loss has risen above its best while train loss went on falling."""
     validation = reading.validation
-    bar = max(RISE * reading.yardstick(validation.low, reading.learned), validation.noise_bar(NOISE))
-    if validation.held_rise <= bar or not _went_on_learning(reading):
+    bar = RISE * reading.yardstick(validation.low, reading.learned)
+    if validation.held_rise <= bar or not validation.rise_beats_noise or not _went_on_learning(reading):
         return None
     best, now = reading.best_epoch, reading.epochs
     rise = (
@@ -164,8 +161,8 @@ def unstable(reading: Reading) -> Finding | None:
 
 def _blows_up(trend: Trend, epochs: int) -> bool:
     share = EARLY_BLOW_UP if epochs < FIRST_EPOCHS else BLOW_UP
-    bar = max(share * max(trend.learned, abs(trend.start)), trend.noise_bar(NOISE))
-    return trend.held_rise > bar and not trend.is_recovering()
+    bar = share * max(trend.learned, abs(trend.start))
+    return trend.held_rise > bar and trend.rise_beats_noise and not trend.is_recovering()
 
 
 def _went_on_learning(reading: Reading) -> bool:

@@ -17,6 +17,15 @@ CALM = 3.0
 FLAT = 0.03
 """Share of all it learned that a flat loss gains at most."""
 
+LEAST_FOR_NOISE = 20
+"""Epochs from which noise is estimated, if there are so many: fewer make the estimate itself noise."""
+PER_LOOK = 2.2
+"""Noise of a smoothed value, for each unit of the logarithm of the epochs, that a rise must beat: the more
+epochs, the lower the best of them lies by chance, and the more often the question was asked."""
+SURE = 5.0
+"""Standard errors by which the trend since the best must beat noise."""
+LEAST_FOR_LINE = 5
+
 
 def window_for(epochs: int) -> int:
     """Return over how many epochs a curve of this length is smoothed: 1 below 10, 3 from 15, 5 % from 60."""
@@ -39,14 +48,16 @@ def rolling_median(values: Sequence[float], width: int) -> list[float]:
 def noise_of(values: Sequence[float]) -> float:
     """Estimate the standard deviation of the noise around a smooth curve.
 
-    Second differences lose any straight trend; their median size loses spikes and the bend of the first
-    epochs. 0.6745 makes that median a standard deviation, and the difference of three independent values
-    (1, -2, 1) has the square root of 6 times the deviation of one.
+    Third differences lose trend and bend of a curve; their median size loses its spikes and sudden steps.
+    0.6745 makes that median a standard deviation, and the weights 1, -3, 3, -1 give the difference of
+    independent values the square root of 20 times the deviation of one.
     """
-    if len(values) < 3:
+    if len(values) < 4:
         return 0.0
-    bends = [abs(values[i - 1] - 2 * values[i] + values[i + 1]) for i in range(1, len(values) - 1)]
-    return statistics.median(bends) / 0.6745 / math.sqrt(6)
+    thirds = [
+        abs(values[i] - 3 * values[i + 1] + 3 * values[i + 2] - values[i + 3]) for i in range(len(values) - 3)
+    ]
+    return statistics.median(thirds) / 0.6745 / math.sqrt(20)
 
 
 @dataclass(frozen=True)
@@ -98,13 +109,25 @@ class Trend:
 
     @cached_property
     def noise(self) -> float:
-        """Standard deviation of one value, from the epochs that a rise above the best is judged on.
+        """Standard deviation of one value, without the first quarter of a run long enough to do without it."""
+        return noise_of(self.values[-max(len(self.values) * 3 // 4, LEAST_FOR_NOISE) :])
 
-        As many epochs before the best as after it, so that the large steps of the first epochs do not count
-        when the best came late.
-        """
-        since_best = len(self.values) - self.best
-        return noise_of(self.values[-max(2 * since_best, 10) :])
+    @cached_property
+    def rise_beats_noise(self) -> bool:
+        """Tell whether the rise since the best is more than noise: by its height, or by its trend."""
+        looks = math.log(len(self.values))
+        return self.held_rise > self.noise_bar(PER_LOOK * looks) or self._rise_of_line() > SURE * self.noise
+
+    def _rise_of_line(self) -> float:
+        """Rise of a straight line through the epochs after the best, over its standard error at unit noise."""
+        after = self.values[self.best + self.window :]
+        count = len(after)
+        if count < LEAST_FOR_LINE:
+            return 0.0
+        middle = (count - 1) / 2
+        products = math.fsum((index - middle) * value for index, value in enumerate(after))
+        # The slope is products / spread with a standard error of noise / sqrt(spread).
+        return products / math.sqrt(count * (count * count - 1) / 12)
 
     def noise_bar(self, strength: float) -> float:
         """Return `strength` times the noise that is left in one smoothed value."""
