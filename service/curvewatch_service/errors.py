@@ -6,6 +6,7 @@ ServiceError: carries the HTTP status it is answered with
 │   ├── CannotFitError: the cluster will never have what the job asks for
 │   └── JobRefusedError: Ray does not take the job, now or later
 ├── NotAuthenticatedError (401)
+├── ForbiddenError (403): not from where it may be asked
 ├── NotFoundError (404)
 ├── TooLargeError (413)
 ├── IllegalTransitionError (409): a move that is not in the life of a run
@@ -45,6 +46,12 @@ class NotAuthenticatedError(ServiceError):
     """No valid token came with the request."""
 
     status = 401
+
+
+class ForbiddenError(ServiceError):
+    """The request may not come from where it came."""
+
+    status = 403
 
 
 class NotFoundError(ServiceError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
 
     series: Series
     value: float
-    labels: dict[str, str]
+    labels: Mapping[str, str]
 
 
 def _utc_now() -> datetime:
@@ -54,7 +54,7 @@ def _utc_now() -> datetime:
 
 
 class RunCollector(Collector):
-    """Exports the runs that have not ended, those that ended a short while ago, and the service's own counts."""
+    """Exports the runs that have not ended or did a short while ago, and the service's own counts."""
 
     def __init__(self, store: Store, settings: Settings, *, clock: Callable[[], datetime] = _utc_now) -> None:
         self._store = store
@@ -109,7 +109,7 @@ def families(samples: Iterable[Sample]) -> Iterator[Metric]:
             family = name.removesuffix("_total") if described.kind is Kind.COUNTER else name
             metric = Metric(family, described.help, described.kind.value)
             for sample in by_name[name]:
-                metric.add_sample(name, sample.labels, float(sample.value))
+                metric.add_sample(name, dict(sample.labels), float(sample.value))
             yield metric
 
 

@@ -117,7 +117,7 @@ class Store:
         """Return the number of runs in each state, 0 included."""
         with self.read() as session:
             counted = session.execute(select(RunRow.state, func.count()).group_by(RunRow.state))
-            found = dict(counted.tuples().all())
+            found = {row[0]: row[1] for row in counted}
         return {state: found.get(state.label, 0) for state in RunState}
 
     def transition(

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Request
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+# As a module, not its names: the pages use the sign-in of this package.
 import curvewatch_service.pages
 from curvewatch_service.api import health, ingest, problems, runs, session
 from curvewatch_service.api.safety import SafetyMiddleware
