@@ -22,7 +22,7 @@ from curvewatch_dashboards.run_dashboard import STATES, VERDICTS
 from curvewatch_service.runs import RunState
 from curvewatch_workers import series
 from curvewatch_workers.diagnosis import Verdict
-from unit.rule_support import PROMTOOL, ScrapedRun, needs_promtool, run_promtool
+from rule_support import PROMTOOL, ScrapedRun, needs_promtool, run_promtool
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT.parent / "shared" / "schemas" / "grafana-foundation-sdk"

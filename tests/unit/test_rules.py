@@ -16,7 +16,7 @@ from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.promql import select
 from curvewatch_dashboards.rules import alerts, rule_groups, runbook_anchor
 from curvewatch_workers import series
-from unit.rule_support import PROMTOOL, RULES, Check, ScrapedRun, check_alerts, needs_promtool, run_promtool
+from rule_support import PROMTOOL, RULES, Check, ScrapedRun, check_alerts, needs_promtool, run_promtool
 
 OVERFITTING, DIVERGING = "CurvewatchOverfitting", "CurvewatchValidationLossDiverging"
 RUNBOOK = Path(__file__).parents[2] / "docs" / "runbook.md"
@@ -127,6 +127,7 @@ CASES = (
         replace(OVERFIT, train=FALLING[:15], validation=U_SHAPED[:15]),
     ),
     quiet(OVERFITTING, "good fit on a noisy floor", replace(OVERFIT, verdict="good_fit")),
+    quiet(OVERFITTING, "accuracy is kept: overconfident", replace(OVERFIT, verdict="overconfident")),
     quiet(OVERFITTING, "train loss rises as well", replace(OVERFIT, train=U_SHAPED)),
     quiet(OVERFITTING, "early noisy rise", replace(OVERFIT, verdict_from=31)),
     quiet(OVERFITTING, "validation loss is NaN", replace(OVERFIT, validation=NOT_A_NUMBER)),

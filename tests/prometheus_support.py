@@ -1,0 +1,144 @@
+"""A real Prometheus for tests: the built rules, one target, all on loopback and in a temporary folder."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+import yaml
+
+RULES = Path(__file__).parents[1] / "dashboards" / "curvewatch_dashboards" / "built" / "rules.yaml"
+PROMETHEUS = shutil.which("prometheus")
+needs_prometheus = pytest.mark.skipif(
+    PROMETHEUS is None, reason="prometheus is not installed (apt-get install prometheus)"
+)
+JOB = "curvewatch"
+_POLL_SECONDS = 0.2
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One element of the answer to an instant query."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+class Prometheus:
+    """Asks a running Prometheus."""
+
+    def __init__(self, url: str, log: Path) -> None:
+        self._http = httpx.Client(base_url=url, timeout=10)
+        self._log = log
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def ready(self) -> bool:
+        """Tell whether it answers queries."""
+        try:
+            return self._http.get("/-/ready").is_success
+        except httpx.TransportError:
+            return False
+
+    def query(self, expr: str) -> list[Sample]:
+        """Return the value of an expression now."""
+        result = self._get("query", query=expr)["result"]
+        return [Sample(labels=one["metric"], value=float(one["value"][1])) for one in result]
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Return the active alerts, pending ones too."""
+        found: list[dict[str, Any]] = self._get("alerts")["alerts"]
+        return found
+
+    def alert(self, name: str, run_id: str) -> dict[str, Any] | None:
+        """Return an alert of a run, None when it is not active."""
+        mine = (
+            a for a in self.alerts() if (a["labels"]["alertname"], a["labels"]["run_id"]) == (name, run_id)
+        )
+        return next(mine, None)
+
+    def rule_errors(self) -> list[str]:
+        """Return what went wrong in the latest evaluation of the rules."""
+        groups = self._get("rules")["groups"]
+        return [rule["lastError"] for group in groups for rule in group["rules"] if rule.get("lastError")]
+
+    def wait(self, what: str, condition: Callable[[], T | None], *, seconds: float) -> T:
+        """Return the first true answer of a condition; fail with what was waited for when time is over."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = condition()
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                pytest.fail(
+                    f"not within {seconds:.0f} s: {what}; active alerts: {self.alerts()}; "
+                    f"rule errors: {self.rule_errors()}; log: {self._log.read_text()[-2000:]}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _get(self, path: str, **parameters: str) -> Any:
+        answer = self._http.get(f"/api/v1/{path}", params=parameters)
+        assert answer.is_success, answer.text
+        return answer.json()["data"]
+
+
+@contextmanager
+def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
+    """Start a Prometheus that scrapes `host:port` and evaluates the built rules every second, then end it."""
+    assert PROMETHEUS is not None
+    configuration = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(RULES)],
+        "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": [target]}]}],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
+    address = f"127.0.0.1:{_free_port()}"
+    command = [
+        PROMETHEUS,
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+    log_path = folder / "prometheus.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    prometheus = Prometheus(f"http://{address}", log_path)
+    try:
+        _wait_until_ready(prometheus, process, log_path)
+        yield prometheus
+    finally:
+        prometheus.close()
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_until_ready(prometheus: Prometheus, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not prometheus.ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"Prometheus did not start: {log.read_text()[-2000:]}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
