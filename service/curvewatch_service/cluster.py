@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-READ_TIMEOUT = httpx.Timeout(10, connect=3)
-"""Seconds for questions: a head that is gone must not hold up the reconciler."""
-STOP_TIMEOUT = httpx.Timeout(30, connect=3)
-"""Seconds to ask for the end of a job; Ray answers before the job has ended."""
-SUBMIT_TIMEOUT = (3.0, 120.0)
-"""Seconds to connect and to answer while code is uploaded and a job is taken."""
+CONNECT_SECONDS = 3.0
+SUBMIT_SECONDS = 120.0
+"""How long Ray may take to take uploaded code, or a job."""
 LOG_CHARACTERS = 1_000_000
 """Most of a log that is handed on, from its end."""
 
@@ -73,6 +70,9 @@ class Cluster(Protocol):
 
     def logs(self, submission_id: str) -> str:
         """Return the end of what the job's driver printed, empty when there is none."""
+
+    def keep_logs(self, submission_id: str) -> None:
+        """Let `logs` answer for this job even when the cluster is gone."""
 
     def stop(self, submission_id: str) -> None:
         """Ask for the end of a job; one that is not known or has ended stays as it is."""
@@ -121,6 +121,8 @@ class RayCluster:
         *,
         max_cpus: float | None = None,
         max_gpus: float | None = None,
+        kept_logs: Path | None = None,
+        answer_seconds: float = 10,
     ) -> None:
         """Remember where the cluster is; nothing is sent yet.
 
@@ -128,16 +130,25 @@ class RayCluster:
             endpoint: Tells where Ray answers now; raises ClusterUnavailableError while it answers nowhere.
             max_cpus: CPUs that an autoscaling cluster can grow to; none takes what it has.
             max_gpus: GPUs that it can grow to.
+            kept_logs: Folder for the logs of jobs that have ended; none keeps none.
+            answer_seconds: How long a question may take: a head that is gone must not hold up who asks.
         """
         self._endpoint = endpoint
         self._max_cpus = max_cpus
         self._max_gpus = max_gpus
-        self._http = httpx.Client(timeout=READ_TIMEOUT, trust_env=False)
+        self._kept_logs = kept_logs
+        timeout = httpx.Timeout(answer_seconds, connect=CONNECT_SECONDS)
+        self._http = httpx.Client(timeout=timeout, trust_env=False)
 
     @classmethod
     def at(cls, settings: Settings, endpoint: Callable[[], Endpoint]) -> RayCluster:
         """Return the cluster of these settings, answering at an endpoint."""
-        return cls(endpoint, max_cpus=settings.cluster_max_cpus, max_gpus=settings.cluster_max_gpus)
+        return cls(
+            endpoint,
+            max_cpus=settings.cluster_max_cpus,
+            max_gpus=settings.cluster_max_gpus,
+            kept_logs=settings.data_dir / "logs",
+        )
 
     def submit(self, request: JobRequest) -> None:
         """Start a job; a job of this submission id that is there already is success."""
@@ -164,13 +175,32 @@ class RayCluster:
 
     def logs(self, submission_id: str) -> str:
         """Return the end of what the job's driver printed, empty when there is none."""
+        kept = self._kept_log(submission_id)
+        if kept is not None and kept.exists():
+            return kept.read_text()
         answer = self._request("GET", f"/api/jobs/{submission_id}/logs", missing_is_fine=True)
         return str(answer["logs"])[-LOG_CHARACTERS:] if answer else ""
 
+    def keep_logs(self, submission_id: str) -> None:
+        """Let `logs` answer for this job even when the cluster is gone.
+
+        Raises:
+            OSError: The log cannot be written.
+        """
+        kept = self._kept_log(submission_id)
+        text = self.logs(submission_id)
+        if kept is not None and text:
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = kept.with_suffix(".new")
+            draft.write_text(text)
+            draft.replace(kept)
+
+    def _kept_log(self, submission_id: str) -> Path | None:
+        return None if self._kept_logs is None else self._kept_logs / f"{submission_id}.log"
+
     def stop(self, submission_id: str) -> None:
         """Ask for the end of a job; one that is not known or has ended stays as it is."""
-        path = f"/api/jobs/{submission_id}/stop"
-        self._request("POST", path, missing_is_fine=True, timeout=STOP_TIMEOUT)
+        self._request("POST", f"/api/jobs/{submission_id}/stop", missing_is_fine=True)
 
     def resources(self) -> Resources:
         """Return what the cluster has, or can grow to, whether in use or not."""
@@ -191,20 +221,11 @@ class RayCluster:
             largest_node_cpus=None if growing else max(total.get("CPU", 0.0) for total in totals),
         )
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        missing_is_fine: bool = False,
-        timeout: httpx.Timeout = READ_TIMEOUT,
-    ) -> Any:
+    def _request(self, method: str, path: str, *, missing_is_fine: bool = False) -> Any:
         """Send one request and return its JSON; None for a 404 that is fine."""
         endpoint = self._endpoint()
         try:
-            response = self._http.request(
-                method, endpoint.url + path, headers=endpoint.headers(), timeout=timeout
-            )
+            response = self._http.request(method, endpoint.url + path, headers=endpoint.headers())
         except httpx.HTTPError as error:
             raise ClusterUnavailableError(
                 f"Ray does not answer at {endpoint.url} ({error or type(error).__name__}); "
@@ -277,6 +298,6 @@ def _bounded_client() -> Callable[[str, dict[str, str]], Any]:
             SubmissionClient.__init__(self, address=url, headers=headers)
 
         def _do_request(self, *args: Any, **kwargs: Any) -> Any:
-            return super()._do_request(*args, **{"timeout": SUBMIT_TIMEOUT, **kwargs})
+            return super()._do_request(*args, **{"timeout": (CONNECT_SECONDS, SUBMIT_SECONDS), **kwargs})
 
     return BoundedClient

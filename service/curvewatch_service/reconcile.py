@@ -9,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from curvewatch_service.cluster import Cluster, JobState, JobStatus
-from curvewatch_service.errors import ClusterUnavailableError, JobRefusedError
-from curvewatch_service.planning import plan
+from curvewatch_service.decisions import Move, StopJob, Submit, decide
+from curvewatch_service.errors import CannotFitError, ClusterUnavailableError, JobRefusedError
+from curvewatch_service.planning import Resources, plan, require_fit
 from curvewatch_service.runs import RunState
 from curvewatch_service.settings import Settings
 from curvewatch_service.spool import SpoolReader
 from curvewatch_service.store import Run, Store
-from curvewatch_workers.contract import Control, Outcome
+from curvewatch_workers.contract import Control
 from curvewatch_workers.series import RECONCILE_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -26,102 +27,6 @@ STOP_AGAIN_SECONDS = 30.0
 """Pause between two requests to end the same job."""
 LONGEST_PAUSE_SECONDS = 10.0
 """Between two looks at a cluster that does not answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Submit:
-    """Give the run's job to the cluster, which does not have it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopJob:
-    """End the run's job through the Jobs API."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Move:
-    """Bring the run to another state."""
-
-    target: RunState
-    reason: str
-    """One sentence for the run and its event."""
-    event: str | None = None
-    """Reason of a further event with the same sentence."""
-    traceback: str | None = None
-    """What the job printed last, when that is all there is to say why it failed."""
-
-
-Action = Submit | StopJob | Move
-
-
-def decide(run: Run, job: JobState | None, *, embedded: bool, stop_overdue: bool = False) -> Action | None:
-    """Return what to do about a run that the cluster should have.
-
-    Args:
-        run: A run in a state that holds resources, its spool ingested since the job was looked at.
-        job: What the cluster says of its latest submission; None when it does not know it.
-        embedded: Whether the cluster is the service's own, which forgets its jobs when it starts anew.
-        stop_overdue: Whether the workers have had their time to stop by themselves.
-    """
-    if job is not None and not job.state.ended:
-        return StopJob() if run.state is RunState.STOPPING and stop_overdue else None
-    if run.outcome is not None:
-        return _after_outcome(run, run.outcome)
-    return _after_loss(run, embedded=embedded) if job is None else _after_silent_end(run, job)
-
-
-def _after_outcome(run: Run, outcome: Outcome) -> Move:
-    """The training program told how it ended: that is what counts, not its exit code."""
-    reason = run.outcome_reason
-    match outcome:
-        case Outcome.SUCCEEDED:
-            return Move(target=RunState.SUCCEEDED, reason=reason or "the training program has finished")
-        case Outcome.STOPPED:
-            return Move(target=RunState.STOPPED, reason=reason or "stopped as asked")
-        case Outcome.FAILED:
-            return Move(target=RunState.FAILED, reason=reason or "the training program failed")
-        case Outcome.PAUSED if run.state is RunState.STOPPING:
-            return Move(target=RunState.STOPPED, reason="stopped while it was being paused")
-        case Outcome.PAUSED:
-            return _paused(run, "paused with a checkpoint")
-
-
-def _after_loss(run: Run, *, embedded: bool) -> Action:
-    """The cluster does not know the job, and nobody told how it ended."""
-    match run.state:
-        case RunState.STARTING:
-            return Submit()
-        case RunState.STOPPING:
-            return Move(target=RunState.STOPPED, reason="stopped; its job is gone from the cluster")
-        case _ if embedded:
-            reason = "the service's own Ray ended under it; it goes on from its latest checkpoint"
-            return Move(target=RunState.QUEUED, reason=reason, event="cluster_lost_job")
-        case _:
-            reason = f"the cluster does not know job {run.submission_id} any more; was its head replaced?"
-            return Move(target=RunState.LOST, reason=reason)
-
-
-def _after_silent_end(run: Run, job: JobState) -> Move:
-    """The job is over, and its program did not tell how it ended."""
-    first_line = job.message.partition("\n")[0].strip()
-    if job.state is JobStatus.STOPPED:
-        if run.state is RunState.STOPPING:
-            return Move(target=RunState.STOPPED, reason="stopped before the end of its epoch")
-        if run.control is Control.PAUSE:
-            return _paused(run, "ended before it could pause")
-        return Move(
-            target=RunState.STOPPED, reason="its job was stopped on the cluster, not through Curvewatch"
-        )
-    if job.state is JobStatus.SUCCEEDED:
-        reason = "its job ended with exit code 0 but never told that the training had finished; see its log"
-        return Move(target=RunState.FAILED, reason=reason)
-    reason = f"its job failed without a word of its own; Ray says: {first_line or 'nothing'}"
-    return Move(target=RunState.FAILED, reason=reason, traceback=job.message or None)
-
-
-def _paused(run: Run, what: str) -> Move:
-    reason = f"{what} after epoch {run.epoch}; it goes on when it is admitted again"
-    return Move(target=RunState.QUEUED, reason=reason, event="run_paused")
 
 
 def _job_of(run: Run) -> str:
@@ -233,6 +138,8 @@ class Reconciler:
             case StopJob():
                 self._stop_job(run)
             case Move() as move:
+                if job is not None:
+                    self._keep_logs(run)
                 self._move(run, move)
 
     def _admit(self) -> None:
@@ -248,7 +155,7 @@ class Reconciler:
                 free = free.minus(run.spec.scaling.total_cpus, run.spec.scaling.total_gpus)
         for run in queued:
             if not total.holds(run.spec):
-                self._tell_too_large(run)
+                self._guarded(run, lambda run: self._handle_too_large(run, total))
                 continue
             if not free.holds(run.spec):
                 # A smaller, younger run does not overtake: a large one would wait for ever.
@@ -263,6 +170,17 @@ class Reconciler:
             self._cluster.submit(plan(run, settings=self._settings))
         except JobRefusedError as error:
             self._move(run, Move(target=RunState.FAILED, reason=str(error)))
+
+    def _keep_logs(self, run: Run) -> None:
+        try:
+            self._cluster.keep_logs(_job_of(run))
+        except (ClusterUnavailableError, OSError) as error:
+            logger.warning(
+                "The log of run %s is not kept: %s",
+                run.run_id,
+                error,
+                extra={"action": "log_not_kept", "run_id": run.run_id},
+            )
 
     def _stop_job(self, run: Run) -> None:
         self._cluster.stop(_job_of(run))
@@ -300,16 +218,18 @@ class Reconciler:
             due = self._stop_due[run.run_id] = self._clock() + grace
         return self._clock() >= due
 
-    def _tell_too_large(self, run: Run) -> None:
-        if run.run_id in self._told_too_large:
-            return
-        self._told_too_large.add(run.run_id)
-        scaling = run.spec.scaling
-        message = (
-            f"the cluster is too small now for {scaling.total_cpus:g} CPUs and {scaling.total_gpus} GPUs; "
-            "the run waits until it has grown, others go first"
-        )
-        self._store.add_event(run.run_id, reason="does_not_fit", message=message)
+    def _handle_too_large(self, run: Run, total: Resources) -> None:
+        """Our own Ray never grows: the run has failed. Another cluster may: the run waits."""
+        try:
+            require_fit(run.spec, total)
+        except CannotFitError as error:
+            reason = str(error)
+            if self._settings.embedded:
+                self._move(run, Move(target=RunState.FAILED, reason=reason))
+            elif run.run_id not in self._told_too_large:
+                self._told_too_large.add(run.run_id)
+                message = f"waits until the cluster has grown, others go first: {reason}"
+                self._store.add_event(run.run_id, reason="does_not_fit", message=message)
 
     def _note_outage(self, trouble: str) -> None:
         outage = self._outage

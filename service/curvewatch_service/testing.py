@@ -31,6 +31,8 @@ class FakeCluster:
     """Where each job is."""
     texts: dict[str, str] = field(default_factory=dict)
     """What the driver of a job printed."""
+    kept: list[str] = field(default_factory=list)
+    """Each job whose log was asked to be kept."""
 
     def submit(self, request: JobRequest) -> None:
         """Take a job, PENDING; a known one stays as it is."""
@@ -50,6 +52,11 @@ class FakeCluster:
         """Return the text that the test gave the job."""
         self._answer()
         return self.texts.get(submission_id, "")
+
+    def keep_logs(self, submission_id: str) -> None:
+        """Note the call; `texts` never goes away."""
+        self._answer()
+        self.kept.append(submission_id)
 
     def stop(self, submission_id: str) -> None:
         """Note the call, and end the job as Ray would."""

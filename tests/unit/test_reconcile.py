@@ -176,7 +176,18 @@ def test_the_queue_is_served_by_age_and_no_smaller_run_overtakes(world: World) -
     assert states == [RunState.SUCCEEDED, RunState.STARTING, RunState.STARTING]
 
 
-def test_a_run_larger_than_the_cluster_waits_without_holding_up_others(world: World) -> None:
+def test_a_run_larger_than_our_own_ray_fails_without_holding_up_others(world: World) -> None:
+    """It was taken before Ray had started, when nobody could tell."""
+    new_run(world.store, "large", scaling=ScalingSpec(workers=5))
+    new_run(world.store, "small", scaling=ScalingSpec(workers=1))
+    world.reconciler.step()
+    assert world.run("large").state is RunState.FAILED
+    assert "the cluster has 4" in world.run("large").reason
+    assert world.run("small").state is RunState.STARTING
+
+
+def test_a_run_larger_than_a_foreign_cluster_waits_until_it_has_grown(tmp_path: Path) -> None:
+    world = World.build(tmp_path, ray_address="http://head:8265")
     new_run(world.store, "large", scaling=ScalingSpec(workers=5))
     new_run(world.store, "small", scaling=ScalingSpec(workers=1))
     for _ in range(3):
@@ -187,6 +198,16 @@ def test_a_run_larger_than_the_cluster_waits_without_holding_up_others(world: Wo
     world.cluster.total = Resources(cpus=8)
     world.reconciler.step()
     assert world.run("large").state is RunState.STARTING
+    world.store.close()
+
+
+def test_the_log_of_a_job_is_kept_when_it_has_ended(world: World) -> None:
+    submission = world.running()
+    world.reconciler.step()
+    assert world.cluster.kept == []
+    world.cluster.finish(submission, JobStatus.FAILED)
+    world.reconciler.step()
+    assert world.cluster.kept == [submission]
 
 
 def test_gpus_are_counted_too(world: World) -> None:

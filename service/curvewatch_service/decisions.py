@@ -1,0 +1,106 @@
+"""What to do about a run, given what the cluster says of its job: pure, so that every case can be tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from curvewatch_service.cluster import JobState, JobStatus
+from curvewatch_service.runs import RunState
+from curvewatch_service.store import Run
+from curvewatch_workers.contract import Control, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit:
+    """Give the run's job to the cluster, which does not have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopJob:
+    """End the run's job through the Jobs API."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Bring the run to another state."""
+
+    target: RunState
+    reason: str
+    """One sentence for the run and its event."""
+    event: str | None = None
+    """Reason of a further event with the same sentence."""
+    traceback: str | None = None
+    """What the job printed last, when that is all there is to say why it failed."""
+
+
+Action = Submit | StopJob | Move
+
+
+def decide(run: Run, job: JobState | None, *, embedded: bool, stop_overdue: bool = False) -> Action | None:
+    """Return what to do about a run that the cluster should have.
+
+    Args:
+        run: A run in a state that holds resources, its spool ingested since the job was looked at.
+        job: What the cluster says of its latest submission; None when it does not know it.
+        embedded: Whether the cluster is the service's own, which forgets its jobs when it starts anew.
+        stop_overdue: Whether the workers have had their time to stop by themselves.
+    """
+    if job is not None and not job.state.ended:
+        return StopJob() if run.state is RunState.STOPPING and stop_overdue else None
+    if run.outcome is not None:
+        return _after_outcome(run, run.outcome)
+    return _after_loss(run, embedded=embedded) if job is None else _after_silent_end(run, job)
+
+
+def _after_outcome(run: Run, outcome: Outcome) -> Move:
+    """The training program told how it ended: that is what counts, not its exit code."""
+    reason = run.outcome_reason
+    match outcome:
+        case Outcome.SUCCEEDED:
+            return Move(target=RunState.SUCCEEDED, reason=reason or "the training program has finished")
+        case Outcome.STOPPED:
+            return Move(target=RunState.STOPPED, reason=reason or "stopped as asked")
+        case Outcome.FAILED:
+            return Move(target=RunState.FAILED, reason=reason or "the training program failed")
+        case Outcome.PAUSED if run.state is RunState.STOPPING:
+            return Move(target=RunState.STOPPED, reason="stopped while it was being paused")
+        case Outcome.PAUSED:
+            return _paused(run, "paused with a checkpoint")
+
+
+def _after_loss(run: Run, *, embedded: bool) -> Action:
+    """The cluster does not know the job, and nobody told how it ended."""
+    match run.state:
+        case RunState.STARTING:
+            return Submit()
+        case RunState.STOPPING:
+            return Move(target=RunState.STOPPED, reason="stopped; its job is gone from the cluster")
+        case _ if embedded:
+            reason = "the service's own Ray ended under it; it goes on from its latest checkpoint"
+            return Move(target=RunState.QUEUED, reason=reason, event="cluster_lost_job")
+        case _:
+            reason = f"the cluster does not know job {run.submission_id} any more; was its head replaced?"
+            return Move(target=RunState.LOST, reason=reason)
+
+
+def _after_silent_end(run: Run, job: JobState) -> Move:
+    """The job is over, and its program did not tell how it ended."""
+    first_line = job.message.partition("\n")[0].strip()
+    if job.state is JobStatus.STOPPED:
+        if run.state is RunState.STOPPING:
+            return Move(target=RunState.STOPPED, reason="stopped before the end of its epoch")
+        if run.control is Control.PAUSE:
+            return _paused(run, "ended before it could pause")
+        return Move(
+            target=RunState.STOPPED, reason="its job was stopped on the cluster, not through Curvewatch"
+        )
+    if job.state is JobStatus.SUCCEEDED:
+        reason = "its job ended with exit code 0 but never told that the training had finished; see its log"
+        return Move(target=RunState.FAILED, reason=reason)
+    reason = f"its job failed without a word of its own; Ray says: {first_line or 'nothing'}"
+    return Move(target=RunState.FAILED, reason=reason, traceback=job.message or None)
+
+
+def _paused(run: Run, what: str) -> Move:
+    reason = f"{what} after epoch {run.epoch}; it goes on when it is admitted again"
+    return Move(target=RunState.QUEUED, reason=reason, event="run_paused")
