@@ -9,7 +9,9 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where the engine's tests train")
+    parser.addoption(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the engine's tests train"
+    )
 
 
 @pytest.fixture

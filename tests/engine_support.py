@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
 from curvewatch_workers.contract import JobSpec
 from curvewatch_workers.metrics import Accuracy
 from curvewatch_workers.task import TrainingTask
-from torch import nn
-from torch.utils.data import TensorDataset
 
 
 def make_spec(**training: Any) -> JobSpec:

@@ -1,12 +1,13 @@
 """Progression of diabetes in 442 patients after one year (scikit-learn's data): regression, MAE beside MSE."""
 
 import torch
-from curvewatch_workers.metrics import MeanAbsoluteError
-from curvewatch_workers.task import TrainingTask
 from sklearn.datasets import load_diabetes
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import TensorDataset
+
+from curvewatch_workers.metrics import MeanAbsoluteError
+from curvewatch_workers.task import TrainingTask
 
 
 def build(width: int = 16, learning_rate: float = 3e-3, weight_decay: float = 0.1) -> TrainingTask:

@@ -1,12 +1,13 @@
 """A large network on few of the digits, some of them labelled wrong: it learns them by heart and overfits."""
 
 import torch
-from curvewatch_workers.metrics import Accuracy
-from curvewatch_workers.task import TrainingTask
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import TensorDataset
+
+from curvewatch_workers.metrics import Accuracy
+from curvewatch_workers.task import TrainingTask
 
 
 def build(

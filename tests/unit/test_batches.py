@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from curvewatch_workers.batches import BatchPlan, index_checksum, validation_shares
 from hypothesis import given
 from hypothesis import strategies as st
+
+from curvewatch_workers.batches import BatchPlan, index_checksum, validation_shares
 
 PLANS = st.builds(
     BatchPlan,
@@ -15,7 +16,9 @@ PLANS = st.builds(
 
 
 @given(plan=PLANS, epoch=st.integers(1, 50), world_size=st.integers(1, 9))
-def test_each_sample_is_drawn_once_and_ranks_take_equal_steps(plan: BatchPlan, epoch: int, world_size: int) -> None:
+def test_each_sample_is_drawn_once_and_ranks_take_equal_steps(
+    plan: BatchPlan, epoch: int, world_size: int
+) -> None:
     shares = [list(plan.shares(epoch, rank, world_size)) for rank in range(world_size)]
 
     assert {len(one) for one in shares} == {plan.steps}
@@ -24,7 +27,9 @@ def test_each_sample_is_drawn_once_and_ranks_take_equal_steps(plan: BatchPlan, e
 
 
 @given(plan=PLANS, epoch=st.integers(1, 50), world_size=st.integers(2, 9))
-def test_a_step_holds_the_same_samples_on_any_number_of_ranks(plan: BatchPlan, epoch: int, world_size: int) -> None:
+def test_a_step_holds_the_same_samples_on_any_number_of_ranks(
+    plan: BatchPlan, epoch: int, world_size: int
+) -> None:
     alone = list(plan.shares(epoch, 0, 1))
     shares = [list(plan.shares(epoch, rank, world_size)) for rank in range(world_size)]
 

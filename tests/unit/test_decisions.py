@@ -9,7 +9,10 @@ from record_support import make_record
 
 
 def fed(stopper: EarlyStopper, losses: list[float]) -> list[bool]:
-    return [stopper.should_stop(make_record(epoch=i, validation_loss=v)) is not None for i, v in enumerate(losses, 1)]
+    return [
+        stopper.should_stop(make_record(epoch=i, validation_loss=v)) is not None
+        for i, v in enumerate(losses, 1)
+    ]
 
 
 def test_patience_counts_epochs_since_the_best() -> None:

@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from curvewatch_workers.batches import index_checksum, validation_shares
 from curvewatch_workers.contract import Control
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
 from curvewatch_workers.layout import EpochLayout, ExpectedSplit, GlobalEpoch, LeaderNotes, PassTotals
 from curvewatch_workers.metrics import Accuracy, Totals
 from curvewatch_workers.testing import FakeGroup
-from torch import Tensor
 
 SAMPLES = 361
 
@@ -34,14 +35,18 @@ def reduce(losses: Tensor, outputs: Tensor, targets: Tensor, world_size: int, ba
             samples, checksum = samples + len(share), checksum + index_checksum(share)
         one = PassTotals(totals=totals, samples=samples, checksum=checksum)
         notes = LeaderNotes(control=Control.PAUSE, checkpoint_allowed=True, gradient_norm=torch.tensor(2.5))
-        total += layout.fill(FakeGroup(rank, world_size), notes, (one, one), seconds=rank + 1.0, gpu_memory_peak=rank)
+        total += layout.fill(
+            FakeGroup(rank, world_size), notes, (one, one), seconds=rank + 1.0, gpu_memory_peak=rank
+        )
     return layout.read(total)
 
 
 @pytest.fixture
 def data() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
-    losses = torch.rand(SAMPLES, generator=generator) * 10 ** torch.randint(-6, 7, (SAMPLES,), generator=generator)
+    losses = torch.rand(SAMPLES, generator=generator) * 10 ** torch.randint(
+        -6, 7, (SAMPLES,), generator=generator
+    )
     outputs = torch.randn(SAMPLES, 10, generator=generator)
     targets = torch.randint(0, 10, (SAMPLES,), generator=generator)
     return losses, outputs, targets
@@ -49,7 +54,9 @@ def data() -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("batch_size", [1, 32, 1000])
-def test_global_loss_is_the_float64_mean(data: tuple[Tensor, Tensor, Tensor], world_size: int, batch_size: int) -> None:
+def test_global_loss_is_the_float64_mean(
+    data: tuple[Tensor, Tensor, Tensor], world_size: int, batch_size: int
+) -> None:
     losses, outputs, targets = data
 
     split = reduce(losses, outputs, targets, world_size, batch_size).validation

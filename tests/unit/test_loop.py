@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+
 from curvewatch_workers.batches import BatchPlan
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
 from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome
@@ -16,8 +19,6 @@ from curvewatch_workers.loop import Trainer
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import FakeGroup, RecordingReporter, train_alone
 from engine_support import make_spec, make_task
-from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 
 def make_trainer(
@@ -39,7 +40,9 @@ def make_trainer(
     )
 
 
-def train(spec: JobSpec, task: TrainingTask, folder: Path, control: Control = Control.CONTINUE) -> tuple[Ending, list[EpochRecord]]:
+def train(
+    spec: JobSpec, task: TrainingTask, folder: Path, control: Control = Control.CONTINUE
+) -> tuple[Ending, list[EpochRecord]]:
     reporter = RecordingReporter(control)
     ending = make_trainer(spec, task, folder, reporter).run(after_epoch=0)
     return ending, reporter.records
@@ -65,7 +68,7 @@ def test_numbers_are_those_of_every_sample_once() -> None:
             )
             losses += batch.tolist()
             optimizer.zero_grad()
-            batch.mean().backward()
+            torch.autograd.backward(batch.mean())
             optimizer.step()
         with torch.no_grad():
             outputs = model(validation_inputs.double())
@@ -90,7 +93,7 @@ def test_gradient_norm_is_that_of_the_last_step_before_clipping(tmp_path: Path) 
     _, (record,) = train(make_spec(epochs=1, gradient_clip_norm=1e-6), task, tmp_path)
 
     model.zero_grad()
-    nn.functional.cross_entropy(model(inputs), targets).backward()
+    torch.autograd.backward(nn.functional.cross_entropy(model(inputs), targets))
     truth = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
     assert record.gradient_norm == pytest.approx(truth, rel=1e-5)
 
@@ -122,7 +125,9 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
     second = task()
     second.model.load_state_dict(initial)
     reporter = RecordingReporter()
-    trainer = make_trainer(make_spec(epochs=3, checkpoints={"min_interval_seconds": 0}), second, tmp_path / "b", reporter)
+    trainer = make_trainer(
+        make_spec(epochs=3, checkpoints={"min_interval_seconds": 0}), second, tmp_path / "b", reporter
+    )
     trainer.run(after_epoch=0)
     resumed_reporter = RecordingReporter()
     resumed = make_trainer(spec, task(), tmp_path / "b", resumed_reporter)
@@ -176,7 +181,9 @@ def test_schedules_move_per_epoch_and_per_step(tmp_path: Path) -> None:
     for when, rates in (("epoch", [1.0, 0.1]), ("step", [1e-3, 1e-7])):
         task = make_task()
         optimizer = torch.optim.SGD(task.model.parameters(), lr=1.0)
-        task = make_task(model=task.model, optimizer=optimizer, scheduler=StepLR(optimizer, 1), scheduler_step=when)
+        task = make_task(
+            model=task.model, optimizer=optimizer, scheduler=StepLR(optimizer, 1), scheduler_step=when
+        )
 
         _, records = train(make_spec(), task, tmp_path / when)
 

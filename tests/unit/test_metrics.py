@@ -2,10 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from curvewatch_workers.errors import TaskError
-from curvewatch_workers.metrics import Accuracy, MeanAbsoluteError, MeanSquaredError, Metric, SampleLoss, Totals
 from sklearn.metrics import accuracy_score, mean_absolute_error, mean_squared_error
 from torch import Tensor, nn
+
+from curvewatch_workers.errors import TaskError
+from curvewatch_workers.metrics import (
+    Accuracy,
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Metric,
+    SampleLoss,
+    Totals,
+)
 
 CPU = torch.device("cpu")
 
@@ -26,13 +34,18 @@ def test_accuracy_is_scikit_learns_on_the_whole_data(batch_size: int) -> None:
     assert mean_of(Accuracy(), outputs, targets, batch_size) == accuracy_score(targets, outputs.argmax(1))
 
 
-@pytest.mark.parametrize(("metric", "truth"), [(MeanAbsoluteError(), mean_absolute_error), (MeanSquaredError(), mean_squared_error)])
+@pytest.mark.parametrize(
+    ("metric", "truth"),
+    [(MeanAbsoluteError(), mean_absolute_error), (MeanSquaredError(), mean_squared_error)],
+)
 @pytest.mark.parametrize("columns", [1, 3])
 def test_regression_metrics_are_scikit_learns(metric: Metric, truth: object, columns: int) -> None:
     outputs, targets = torch.randn(111, columns), torch.randn(111, columns)
 
     assert callable(truth)
-    assert mean_of(metric, outputs, targets, 32) == pytest.approx(truth(targets.double(), outputs.double()), rel=1e-12)
+    assert mean_of(metric, outputs, targets, 32) == pytest.approx(
+        truth(targets.double(), outputs.double()), rel=1e-12
+    )
 
 
 def test_regression_metric_refuses_shapes_that_torch_would_stretch() -> None:

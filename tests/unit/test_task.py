@@ -4,16 +4,18 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from curvewatch_workers.errors import TaskError, UserCodeError
-from curvewatch_workers.task import check_task, load_task
-from engine_support import make_spec, make_task
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-USERS_FILE = '''
+from curvewatch_workers.errors import TaskError, UserCodeError
+from curvewatch_workers.task import check_task, load_task
+from engine_support import make_spec, make_task
+
+USERS_FILE = """
 from engine_support import make_task
 
 NOT_CALLABLE = 3
@@ -27,7 +29,7 @@ def build_broken():
 
 def build_nothing():
     return None
-'''
+"""
 
 
 @pytest.fixture
@@ -72,10 +74,16 @@ def test_mistakes_are_named(task: str, params: dict[str, object], message: str) 
     [
         ("users_job:build_broken", r"build_broken\(\) raised IndexError", "return values[7]"),
         ("users_syntax:build", "importing users_syntax raised SyntaxError", "def build(:"),
-        ("users_import:build", "importing users_import raised ModuleNotFoundError.*no_such_library", "import no_such"),
+        (
+            "users_import:build",
+            "importing users_import raised ModuleNotFoundError.*no_such_library",
+            "import no_such",
+        ),
     ],
 )
-def test_what_the_users_code_raises_keeps_its_traceback_without_our_frames(task: str, message: str, line: str) -> None:
+def test_what_the_users_code_raises_keeps_its_traceback_without_our_frames(
+    task: str, message: str, line: str
+) -> None:
     with pytest.raises(UserCodeError, match=message) as raised:
         load(task)
 
@@ -102,7 +110,7 @@ class Endless(IterableDataset[int]):
         ({"loss": nn.CrossEntropyLoss(reduction="sum")}, "reduction='sum'"),
     ],
 )
-def test_tasks_that_cannot_be_trained_exactly_are_refused(changes: dict[str, object], message: str) -> None:
+def test_tasks_that_cannot_be_trained_exactly_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         check_task(make_task(**changes), "toy:build")
 

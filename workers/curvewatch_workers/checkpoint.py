@@ -17,7 +17,12 @@ from curvewatch_workers.contract import EpochRecord
 from curvewatch_workers.errors import CheckpointError
 
 FORMAT = 1
-MODEL_FILE, TRAINING_FILE, RECORDS_FILE, META_FILE = "model.pt", "training.pt", "records.jsonl", "checkpoint.json"
+MODEL_FILE, TRAINING_FILE, RECORDS_FILE, META_FILE = (
+    "model.pt",
+    "training.pt",
+    "records.jsonl",
+    "checkpoint.json",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ class ShareLoader:
         self._loader: DataLoader[Any] = DataLoader(
             _Samples(dataset),
             batch_sampler=cast("Any", self._shares),
-            collate_fn=_Collate(collate or default_collate),
+            collate_fn=_Collate(collate or cast("Callable[[Sequence[Any]], Any]", default_collate)),
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
@@ -98,10 +98,10 @@ class ShareLoader:
         """Yield one batch on the device for each share, in order."""
         self._shares.source = shares
         for inputs, targets, indices in self._loader:
-            moved = pytree.tree_map_only(
-                Tensor, lambda t: t.to(self._device, non_blocking=True), (inputs, targets)
-            )
-            yield Batch(*moved, indices)
+            yield Batch(pytree.tree_map_only(Tensor, self._move, inputs), self._move(targets), indices)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
 
 class _Shares:

@@ -108,5 +108,7 @@ def ending_after(record: EpochRecord, spec: JobSpec, control: Control, plateau: 
     if plateau is not None:
         return Ending(outcome=Outcome.SUCCEEDED, reason=f"stopped early: {plateau}")
     if control is Control.PAUSE:
-        return Ending(outcome=Outcome.PAUSED, reason=f"paused after epoch {record.epoch}, to go on from its checkpoint")
+        return Ending(
+            outcome=Outcome.PAUSED, reason=f"paused after epoch {record.epoch}, to go on from its checkpoint"
+        )
     return None

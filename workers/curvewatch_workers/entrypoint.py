@@ -118,7 +118,9 @@ def main() -> int:
     reporter = reporter_for(job, f"driver-{job.submission:06d}")
     reporter.send(finished)
     reporter.close()
-    logger.info("Run %s %s: %s", job.run_id, finished.outcome, finished.reason, extra={"action": "run_finished"})
+    logger.info(
+        "Run %s %s: %s", job.run_id, finished.outcome, finished.reason, extra={"action": "run_finished"}
+    )
     if finished.traceback:
         logger.error("The user's code failed:\n%s", finished.traceback)
     return 1 if finished.outcome is Outcome.FAILED else 0

@@ -90,7 +90,9 @@ class TorchGroup:
         """Wrap the model in DistributedDataParallel."""
         if not any(parameter.requires_grad for parameter in model.parameters()):
             return model
-        return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        return DistributedDataParallel(
+            model, device_ids=[self.device] if self.device.type == "cuda" else None
+        )
 
 
 def group_of_process(device: torch.device) -> Group:

@@ -72,7 +72,9 @@ class EpochLayout:
     _NOTES = 3
     _RANK_SLOTS = 3
 
-    def __init__(self, metrics: tuple[str, ...], world_size: int, train: ExpectedSplit, validation: ExpectedSplit):
+    def __init__(
+        self, metrics: tuple[str, ...], world_size: int, train: ExpectedSplit, validation: ExpectedSplit
+    ):
         self._metrics = metrics
         self._world_size = world_size
         self._expected = (train, validation)
@@ -91,11 +93,7 @@ class EpochLayout:
         sums = torch.tensor([digest, digest**2 % 2**32], dtype=torch.float64, device=group.device)
         mine = sums * group.world_size
         group.all_reduce_sum(sums)
-        if not torch.equal(sums, mine):
-            problem = f"rank {group.rank} has {text}"
-        else:
-            problem = None
-        told = group.first_problem(problem)
+        told = group.first_problem(None if torch.equal(sums, mine) else f"rank {group.rank} has {text}")
         if told is not None:
             raise LayoutMismatchError(
                 f"the workers disagree on metrics or dataset sizes ({told}); "

@@ -1,4 +1,4 @@
-"""The training loop: one epoch is a train pass, a validation pass, one reduction, then the same decisions on all ranks."""
+"""The training loop: a train pass, a validation pass, one reduction, then the same decisions on all ranks."""
 
 from __future__ import annotations
 
@@ -117,7 +117,9 @@ class Trainer:
             self._maybe_checkpoint(record, reduced, last=ending is not None)
             if ending is not None:
                 return ending
-        return Ending(outcome=Outcome.SUCCEEDED, reason=f"all {after_epoch} epochs were done before this attempt")
+        return Ending(
+            outcome=Outcome.SUCCEEDED, reason=f"all {after_epoch} epochs were done before this attempt"
+        )
 
     def _epoch(self, model: nn.Module, epoch: int) -> tuple[EpochRecord, GlobalEpoch]:
         started_at, clock = self._now(), time.perf_counter()
@@ -146,7 +148,9 @@ class Trainer:
             learning_rate=learning_rate,
             gradient_norm=reduced.gradient_norm,
             rank_seconds=reduced.rank_seconds,
-            gpu_memory_peak_bytes=reduced.gpu_memory_peak_bytes if self._group.device.type == "cuda" else None,
+            gpu_memory_peak_bytes=reduced.gpu_memory_peak_bytes
+            if self._group.device.type == "cuda"
+            else None,
             train=reduced.train,
             validation=reduced.validation,
         )
@@ -167,7 +171,8 @@ class Trainer:
             self.position = (epoch, step)
             losses = self._forward(model, batch, totals)
             optimizer.zero_grad(set_to_none=True)
-            (losses.sum() * (group.world_size / self._plan.step_samples(step))).backward()
+            scaled = losses.sum() * (group.world_size / self._plan.step_samples(step))
+            torch.autograd.backward(scaled)
             if step == self._plan.steps - 1:
                 gradient_norm = _gradient_norm(self._model)
                 learning_rate = float(optimizer.param_groups[0]["lr"])

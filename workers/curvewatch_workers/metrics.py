@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from curvewatch_workers.errors import TaskError
 
-
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
 
 

@@ -10,11 +10,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import requests
 
-from curvewatch_workers.contract import Control, IngestAnswer, IngestMessage, IngestRequest, RunLayout, WorkerJob
+from curvewatch_workers.contract import (
+    Control,
+    IngestAnswer,
+    IngestMessage,
+    IngestRequest,
+    RunLayout,
+    WorkerJob,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +128,8 @@ class SpoolingReporter:
         self._closing_at: float | None = None
         self._failures = 0
         spool.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = spool.open("ab")
+        self._spool_path = spool
+        self._torn = False
         self._thread = threading.Thread(target=self._run, name="curvewatch-reporter", daemon=True)
         self._thread.start()
 
@@ -159,7 +167,6 @@ class SpoolingReporter:
                 self._unsent.clear()
             elif time.monotonic() >= next_try:
                 next_try = time.monotonic() + self._deliver(self._post)
-        self._file.close()
 
     def _may_still_send(self) -> bool:
         return bool(self._unsent) and self._closing_at is not None and time.monotonic() < self._closing_at
@@ -184,13 +191,20 @@ class SpoolingReporter:
         return not closing
 
     def _spool(self, messages: list[IngestMessage]) -> None:
+        lines = b"".join(one.model_dump_json().encode() + b"\n" for one in messages)
         try:
-            self._file.write(b"".join(one.model_dump_json().encode() + b"\n" for one in messages))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with self._spool_path.open("ab") as file:
+                # What an earlier, failed write left of a line must not swallow the next one.
+                file.write(b"\n" + lines if self._torn else lines)
+                file.flush()
+                os.fsync(file.fileno())
+            self._torn = False
         except OSError:
             # A full disk must end neither the run nor the sending.
-            logger.exception("Could not spool %d messages", len(messages), extra={"action": "reporter_spool_failed"})
+            self._torn = True
+            logger.exception(
+                "Could not spool %d messages", len(messages), extra={"action": "reporter_spool_failed"}
+            )
 
     def _deliver(self, post: Post) -> float:
         """Send one batch; return the seconds to wait before the next."""
@@ -209,7 +223,9 @@ class SpoolingReporter:
             )
             return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
         except Refused as error:
-            logger.error("The service refused %d messages: %s", len(batch), error, extra={"action": "reporter_refused"})
+            logger.error(
+                "The service refused %d messages: %s", len(batch), error, extra={"action": "reporter_refused"}
+            )
         self._failures = 0
         del self._unsent[: len(batch)]
         return 0.0

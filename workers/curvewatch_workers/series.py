@@ -92,7 +92,11 @@ PATIENCE_EPOCHS = _series(
     *_RUN,
 )
 VERDICT = _series(
-    "curvewatch_verdict", _GAUGE, "1 for the diagnosis of the curve so far, 0 for the others.", *_RUN, "verdict"
+    "curvewatch_verdict",
+    _GAUGE,
+    "1 for the diagnosis of the curve so far, 0 for the others.",
+    *_RUN,
+    "verdict",
 )
 LEARNING_RATE = _series(
     "curvewatch_learning_rate", _GAUGE, "Learning rate at the last step of the latest epoch.", *_RUN
@@ -179,7 +183,11 @@ RUNS_FINISHED = _series(
 )
 RUNS = _series("curvewatch_runs", _GAUGE, "Runs in the store, by state.", "state", unit="short")
 INGESTED_MESSAGES = _series(
-    "curvewatch_ingested_messages_total", _COUNTER, "Messages taken from workers, by kind.", "kind", unit="short"
+    "curvewatch_ingested_messages_total",
+    _COUNTER,
+    "Messages taken from workers, by kind.",
+    "kind",
+    unit="short",
 )
 INGEST_ERRORS = _series(
     "curvewatch_ingest_errors_total", _COUNTER, "Ingest requests that were refused or failed.", unit="short"

@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import JsonValue
 from torch import nn
@@ -80,11 +80,13 @@ def _import(target: str) -> Callable[..., TrainingTask]:
         raise UserCodeError(f"importing {module_name}", error) from error
     build = getattr(module, name, None)
     if not callable(build):
-        known = ", ".join(n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module_name)
+        known = ", ".join(
+            n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module_name
+        )
         raise TaskError(
             f"code.task names {name!r}, but the module {module_name!r} has no such callable; it has: {known or 'none'}"
         )
-    return build
+    return cast("Callable[..., TrainingTask]", build)
 
 
 def _check_params(target: str, build: Callable[..., TrainingTask], params: Mapping[str, JsonValue]) -> None:
@@ -95,7 +97,9 @@ def _check_params(target: str, build: Callable[..., TrainingTask], params: Mappi
     try:
         signature.bind(**params)
     except TypeError as error:
-        raise TaskError(f"{target}{signature} does not take the job's params {dict(params)!r}: {error}") from error
+        raise TaskError(
+            f"{target}{signature} does not take the job's params {dict(params)!r}: {error}"
+        ) from error
 
 
 def check_task(task: object, target: str) -> None:
@@ -109,7 +113,9 @@ def check_task(task: object, target: str) -> None:
     if not isinstance(task.model, nn.Module):
         raise TaskError(f"TrainingTask.model must be a torch.nn.Module, got {type(task.model).__name__}")
     if not isinstance(task.optimizer, Optimizer):
-        raise TaskError(f"TrainingTask.optimizer must be a torch optimizer, got {type(task.optimizer).__name__}")
+        raise TaskError(
+            f"TrainingTask.optimizer must be a torch optimizer, got {type(task.optimizer).__name__}"
+        )
     for split, dataset in (("train", task.train), ("validation", task.validation)):
         _check_dataset(split, dataset)
     per_sample(task.loss)

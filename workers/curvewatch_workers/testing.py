@@ -75,7 +75,9 @@ class RecordingReporter:
         return [message.record for message in self.messages if isinstance(message, EpochFinished)]
 
 
-def train_alone(spec: JobSpec, task: TrainingTask, checkpoints: Checkpoints | None = None) -> list[EpochRecord]:
+def train_alone(
+    spec: JobSpec, task: TrainingTask, checkpoints: Checkpoints | None = None
+) -> list[EpochRecord]:
     """Train a task in this process and return its epochs.
 
     Raises:

@@ -82,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 1 when the run failed, 2 for a wrong job file."""
     parser = argparse.ArgumentParser(prog="curvewatch_workers.torchrun", description=__doc__.splitlines()[0])
     parser.add_argument("job", type=Path, help="job.yaml, or its folder")
-    parser.add_argument("--output", type=Path, default=Path("curvewatch-output"), help="folder for spool and checkpoints")
+    parser.add_argument(
+        "--output", type=Path, default=Path("curvewatch-output"), help="folder for spool and checkpoints"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -93,7 +95,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     folder = options.job if options.job.is_dir() else options.job.parent
     job = WorkerJob(
-        run_id=spec.name, submission=1, spec=spec, storage_path=str(options.output.resolve()), service_url=None
+        run_id=spec.name,
+        submission=1,
+        spec=spec,
+        storage_path=str(options.output.resolve()),
+        service_url=None,
     )
     gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     ending = run_job(job, folder / spec.code.working_dir, gpu=gpu)

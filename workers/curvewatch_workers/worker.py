@@ -76,7 +76,12 @@ def run_worker(
 
 
 def _train(
-    job: WorkerJob, group: Group, checkpoints: Checkpoints, reporter: Reporter, attempt: int, layout: RunLayout
+    job: WorkerJob,
+    group: Group,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    attempt: int,
+    layout: RunLayout,
 ) -> WorkerEnding:
     trainer, problem = _build(job, group, checkpoints, reporter, attempt)
     if trainer is None:
@@ -134,7 +139,9 @@ def _claim_attempt(layout: RunLayout, group: Group) -> int:
     number = 0
     if group.rank == 0:
         layout.attempts.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name) for path in layout.attempts.iterdir() if path.name.isdigit()), default=0)
+        number = 1 + max(
+            (int(path.name) for path in layout.attempts.iterdir() if path.name.isdigit()), default=0
+        )
         while not _create(layout.attempts / f"{number:06d}"):
             number += 1
     claimed = torch.tensor(number, dtype=torch.int64, device=group.device)
@@ -163,7 +170,9 @@ def _keep_failure(
     try:
         path.write_text(failure.model_dump_json(), encoding="utf-8")
     except OSError:
-        logger.exception("Could not keep the failure of attempt %d", attempt, extra={"action": "failure_not_kept"})
+        logger.exception(
+            "Could not keep the failure of attempt %d", attempt, extra={"action": "failure_not_kept"}
+        )
 
 
 def _repeated_failure(layout: RunLayout) -> str | None:

@@ -139,7 +139,7 @@ class JobSpec(Spec):
     early_stopping: EarlyStoppingSpec | None = None
     """Stop early when a number stops improving; null trains all epochs."""
     fault_tolerance: FaultToleranceSpec = FaultToleranceSpec()
-    """What happens when a worker dies."""
+    """How often the run starts again after the death of a worker."""
     monitoring: MonitoringSpec = MonitoringSpec()
     """Knobs of the alerts."""
     labels: dict[

@@ -13,9 +13,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from curvewatch_workers.contract.errors import SpecError, SpecProblem
-from curvewatch_workers.contract.spec import JobSpec
+from curvewatch_workers.contract.spec import LABEL_KEY_PATTERN, NAME_PATTERN, TASK_PATTERN, JobSpec
 
 MAX_SPEC_BYTES = 1_000_000
+
+_RULES = {
+    NAME_PATTERN: "must be letters, digits, `.`, `_` and `-`, at most 63 characters, the first and last no mark",
+    TASK_PATTERN: "must be `module:callable`, as in `digits:build`",
+    LABEL_KEY_PATTERN: "must be letters, digits and `_`, the first no digit, at most 63 characters",
+}
+"""What a pattern means, in words."""
 
 
 def read_job_spec(path: str | Path) -> JobSpec:
@@ -33,7 +40,8 @@ def read_job_spec(path: str | Path) -> JobSpec:
     try:
         if path.stat().st_size > MAX_SPEC_BYTES:
             raise SpecError(
-                str(path), [_whole(f"a job file has at most {MAX_SPEC_BYTES} bytes, this has {path.stat().st_size}")]
+                str(path),
+                [_whole(f"a job file has at most {MAX_SPEC_BYTES} bytes, this has {path.stat().st_size}")],
             )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -55,7 +63,9 @@ def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
         raise SpecError(source, [_whole(f"is neither YAML nor JSON: {error}")]) from error
     if not isinstance(data, dict):
         kind = "empty" if data is None else f"a {type(data).__name__}"
-        raise SpecError(source, [_whole(f"must hold a mapping with `name`, `code` and `training`, but is {kind}")])
+        raise SpecError(
+            source, [_whole(f"must hold a mapping with `name`, `code` and `training`, but is {kind}")]
+        )
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:
@@ -78,6 +88,8 @@ def _message(details: ErrorDetails, location: list[int | str]) -> str:
         close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
         hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(sorted(known))}"
         return f"unknown field; {hint}"
+    if details["type"] == "string_pattern_mismatch" and (rule := _RULES.get(details["ctx"]["pattern"])):
+        return f"{rule}, got {details['input']!r}"
     if details["type"] == "missing":
         return "is required but missing"
     message = details["msg"].removeprefix("Value error, ")

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from curvewatch_workers.contract import JobSpec, SpecError, parse_job_spec, read_job_spec
+
+MINIMAL: dict[str, Any] = {
+    "name": "digits",
+    "code": {"task": "digits:build"},
+    "training": {"epochs": 30, "global_batch_size": 64},
+}
+
+
+def problems(**changes: Any) -> dict[str, str]:
+    with pytest.raises(SpecError) as raised:
+        parse_job_spec(json.dumps({**MINIMAL, **changes}))
+    return {problem.path: problem.message for problem in raised.value.problems}
+
+
+def test_yaml_and_json_give_the_same_job() -> None:
+    text = "name: digits\ncode: {task: 'digits:build'}\ntraining:\n  epochs: 30\n  global_batch_size: 64\n"
+
+    assert parse_job_spec(text) == parse_job_spec(json.dumps(MINIMAL))
+
+
+def test_every_error_is_told_at_once_with_its_path() -> None:
+    found = problems(
+        name="two words",
+        code={"task": "digits.build"},
+        training={"epoch": 3, "global_batch_size": 0},
+        scaling={"gpus_per_worker": 2},
+    )
+
+    assert set(found) == {
+        "name",
+        "code.task",
+        "training.epochs",
+        "training.epoch",
+        "training.global_batch_size",
+        "scaling.gpus_per_worker",
+    }
+    assert "did you mean `epochs`?" in found["training.epoch"]
+    assert "got 0" in found["training.global_batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "message"),
+    [
+        ({"nmae": "x"}, "nmae", "did you mean `name`?"),
+        ({"zzz": 1}, "zzz", "known here: checkpoints, code"),
+        ({"early_stopping": {"patiense": 3}}, "early_stopping.patiense", "did you mean `patience`?"),
+        ({"name": "a\u0007b"}, "name", "remove control characters"),
+        ({"name": "x" * 64}, "name", "at most 63"),
+        ({"labels": {"a-b": "x"}}, "labels.a-b", "letters, digits and `_`"),
+        ({"labels": {"a": "x\n"}}, "labels.a", "remove control characters"),
+        ({"params": {"a b": 1}}, "params", "no Python keyword argument"),
+        ({"code": {"task": "digits"}}, "code.task", "as in `digits:build`"),
+    ],
+)
+def test_each_message_names_rule_and_remedy(changes: dict[str, Any], path: str, message: str) -> None:
+    assert message in problems(**changes)[path]
+
+
+def test_a_file_that_is_no_job_is_refused(tmp_path: Path) -> None:
+    for name, content, message in (
+        ("absent.yaml", None, "no such file"),
+        ("empty.yaml", b"", "but is empty"),
+        ("list.yaml", b"- 1", "but is a list"),
+        ("broken.yaml", b"a: [", "neither YAML nor JSON"),
+        ("binary.yaml", b"\xff\xfe\x00", "cannot be read as UTF-8"),
+        ("huge.yaml", b"#" * 1_000_001, "at most 1000000 bytes"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(SpecError, match=message):
+            read_job_spec(tmp_path / name)
+
+
+def test_yaml_runs_no_code() -> None:
+    with pytest.raises(SpecError, match="neither YAML nor JSON"):
+        parse_job_spec("name: !!python/object/apply:os.getcwd []")
+
+
+def test_patience_of_the_alerts() -> None:
+    def patience(**changes: Any) -> int:
+        return JobSpec.model_validate({**MINIMAL, **changes}).patience_epochs
+
+    assert patience() == 3
+    assert patience(training={"epochs": 200, "global_batch_size": 1}) == 20
+    assert patience(early_stopping={"patience": 7}) == 7
+    assert patience(early_stopping={"patience": 7}, monitoring={"patience_epochs": 2}) == 2
+
+
+def test_jobs_are_immutable_and_round_trip() -> None:
+    spec = JobSpec.model_validate({**MINIMAL, "params": {"layers": [1, 2], "name": None}})
+
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+    with pytest.raises(ValueError, match="frozen"):
+        spec.name = "other"  # type: ignore[misc]
+
+
+def test_every_field_has_a_description() -> None:
+    schema = JobSpec.model_json_schema()
+
+    objects = [one for one in (schema, *schema["$defs"].values()) if "properties" in one]
+    missing = [
+        name for one in objects for name, field in one["properties"].items() if not field.get("description")
+    ]
+    assert not missing
+    assert all(isinstance(one.get("description"), str) for one in objects)
+
+
+def test_every_example_is_a_valid_job(project_root: Path) -> None:
+    jobs = sorted(project_root.glob("examples/*/job.yaml"))
+
+    assert len(jobs) >= 3
+    for job in jobs:
+        spec = read_job_spec(job)
+        code = list(job.parent.glob("*.py"))
+        assert len(code) == 1, f"{job.parent} should hold one Python file"
+        assert spec.code.task.split(":")[0] == code[0].stem
+        assert len(code[0].read_text().splitlines()) < 60
+
+
+def test_models_are_closed() -> None:
+    assert issubclass(JobSpec, BaseModel)
+    assert JobSpec.model_config["extra"] == "forbid"

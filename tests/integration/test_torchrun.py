@@ -1,0 +1,119 @@
+"""The loop under plain torchrun, with real gloo process groups: the curve does not depend on the number of ranks."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from curvewatch_workers.checkpoint import Snapshot
+from curvewatch_workers.contract import EpochFinished, EpochRecord, IngestMessage
+
+MESSAGE: TypeAdapter[IngestMessage] = TypeAdapter(IngestMessage)
+JOB = """
+name: sizes
+code: {{task: sizes:build}}
+params: {{samples: {samples}, validation_samples: {validation_samples}}}
+training: {{epochs: 3, global_batch_size: 16}}
+"""
+USERS_FILE = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from curvewatch_workers.metrics import Accuracy
+from curvewatch_workers.task import TrainingTask
+
+def build(samples, validation_samples):
+    generator = torch.Generator().manual_seed(3)
+    def data(count):
+        inputs = torch.randn(count, 4, generator=generator)
+        return TensorDataset(inputs, (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0).long())
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    return TrainingTask(
+        model=model, train=data(samples), validation=data(validation_samples), loss=nn.CrossEntropyLoss(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), metrics={"accuracy": Accuracy()},
+    )
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def train(job: Path, output: Path, ranks: int) -> list[EpochRecord]:
+    launcher = [sys.executable, "-m"]
+    if ranks > 1:
+        port = str(free_port())
+        launcher += ["torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", port, "-m"]
+    command = [*launcher, "curvewatch_workers.torchrun", str(job), "--output", str(output), "--device", "cpu"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (spool,) = output.glob("*/spool/attempt-*.jsonl")
+    messages = [MESSAGE.validate_json(line) for line in spool.read_bytes().splitlines()]
+    return [message.record for message in messages if isinstance(message, EpochFinished)]
+
+
+def require_equal(one: list[EpochRecord], other: list[EpochRecord]) -> None:
+    assert [record.epoch for record in one] == [record.epoch for record in other]
+    for a, b in zip(one, other, strict=True):
+        for x, y in ((a.train, b.train), (a.validation, b.validation)):
+            assert y.loss == pytest.approx(x.loss, rel=1e-5)
+            assert y.metrics == x.metrics  # whole numbers: equal, not close
+            assert (y.samples_seen, y.weight_sum) == (x.samples_seen, x.weight_sum)
+            assert x.exact
+            assert y.exact
+
+
+# 49 = 3 batches and 1 left over, fewer than the ranks: shares of the last step are empty. 2 < 3 ranks altogether.
+@pytest.mark.parametrize(("samples", "validation_samples"), [(49, 23), (48, 1), (2, 2)])
+def test_uneven_and_empty_shares_change_nothing(
+    tmp_path: Path, samples: int, validation_samples: int
+) -> None:
+    (tmp_path / "sizes.py").write_text(USERS_FILE)
+    job = tmp_path / "job.yaml"
+    job.write_text(JOB.format(samples=samples, validation_samples=validation_samples))
+
+    alone = train(job, tmp_path / "1", ranks=1)
+
+    require_equal(alone, train(job, tmp_path / "3", ranks=3))
+
+
+def test_the_digits_have_one_curve_on_one_two_and_four_ranks(tmp_path: Path, project_root: Path) -> None:
+    job = project_root / "examples" / "digits"
+
+    alone = train(job, tmp_path / "1", ranks=1)
+
+    for ranks in (2, 4):
+        require_equal(alone, train(job, tmp_path / str(ranks), ranks=ranks))
+    assert alone[-1].validation.samples_expected == 361
+    final = Snapshot.read(tmp_path / "4" / "digits" / "epoch-000015", torch.device("cpu"))
+    assert final.records[-1].validation.loss == pytest.approx(alone[-1].validation.loss, rel=1e-5)
+
+
+def test_a_wrong_job_file_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: x\n")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "curvewatch_workers.torchrun", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "training: is required but missing" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,168 @@
+"""The reporter against a real HTTP server that fails in the ways a service fails."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from curvewatch_workers.contract import Control, EpochFinished, IngestAnswer, IngestRequest
+from curvewatch_workers.reporter import HttpPost, NullReporter, SpoolingReporter
+from record_support import make_record
+
+MESSAGE: TypeAdapter[EpochFinished] = TypeAdapter(EpochFinished)
+
+
+class Service:
+    """Answers with the statuses of a script, then 200; keeps what it took."""
+
+    def __init__(self) -> None:
+        self.script: list[int] = []
+        self.control = Control.CONTINUE
+        self.taken: list[int] = []
+        self.tokens: set[str | None] = set()
+        self.changed = threading.Condition()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = service.script.pop(0) if service.script else 200
+                answer = (
+                    IngestAnswer(control=service.control).model_dump_json().encode()
+                    if status == 200
+                    else b"no"
+                )
+                with service.changed:
+                    if status == 200:
+                        messages = IngestRequest.model_validate_json(body).messages
+                        service.taken += [m.record.epoch for m in messages if isinstance(m, EpochFinished)]
+                        service.tokens.add(self.headers["Authorization"])
+                    service.changed.notify_all()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/ingest"
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout=20)
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    one = Service()
+    thread = threading.Thread(target=one.server.serve_forever, daemon=True)
+    thread.start()
+    yield one
+    one.server.shutdown()
+    one.server.server_close()
+
+
+def make_reporter(spool: Path, url: str | None, flush_seconds: float = 10.0) -> SpoolingReporter:
+    post = HttpPost(url, "secret") if url else None
+    return SpoolingReporter(spool, post, poll_seconds=0.02, backoff_seconds=0.01, flush_seconds=flush_seconds)
+
+
+def spooled(spool: Path) -> list[int]:
+    return [MESSAGE.validate_json(line).record.epoch for line in spool.read_bytes().splitlines()]
+
+
+def send(reporter: SpoolingReporter, *epochs: int) -> None:
+    for epoch in epochs:
+        reporter.send(EpochFinished(record=make_record(epoch=epoch)))
+
+
+def test_messages_arrive_in_order_and_lie_in_the_spool(service: Service, tmp_path: Path) -> None:
+    reporter = make_reporter(tmp_path / "a.jsonl", service.url)
+    send(reporter, 1, 2, 3)
+    reporter.close()
+
+    assert service.taken == [1, 2, 3]
+    assert service.tokens == {"Bearer secret"}
+    assert spooled(tmp_path / "a.jsonl") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("status", [500, 503, 408, 429])
+def test_passing_failures_are_tried_again(service: Service, tmp_path: Path, status: int) -> None:
+    service.script = [status, status]
+    reporter = make_reporter(tmp_path / "a.jsonl", service.url)
+    send(reporter, 1)
+    service.wait(lambda: service.taken == [1])
+    send(reporter, 2)
+    reporter.close()
+
+    assert service.taken == [1, 2]
+
+
+def test_a_refusal_is_final_and_the_spool_still_has_it(service: Service, tmp_path: Path) -> None:
+    service.script = [401]
+    reporter = make_reporter(tmp_path / "a.jsonl", service.url)
+    send(reporter, 1)
+    service.wait(lambda: not service.script)
+    send(reporter, 2)
+    reporter.close()
+
+    assert 1 not in service.taken
+    assert spooled(tmp_path / "a.jsonl") == [1, 2]
+
+
+def test_a_service_that_is_away_costs_a_bounded_wait_and_loses_nothing(tmp_path: Path) -> None:
+    reporter = make_reporter(tmp_path / "a.jsonl", "http://127.0.0.1:9/ingest", flush_seconds=0.3)
+    send(reporter, *range(1, 51))
+    reporter.close()
+
+    assert spooled(tmp_path / "a.jsonl") == list(range(1, 51))
+
+
+def test_the_control_word_is_asked_for_between_epochs(service: Service, tmp_path: Path) -> None:
+    reporter = make_reporter(tmp_path / "a.jsonl", service.url)
+    send(reporter, 1)
+    service.wait(lambda: service.taken == [1])
+    service.control = Control.STOP
+    deadline = threading.Event()
+    for _ in range(400):
+        if reporter.control() is Control.STOP:
+            break
+        deadline.wait(0.02)
+    assert reporter.control() is Control.STOP
+    reporter.close()
+
+
+def test_without_a_service_everything_is_spooled(tmp_path: Path) -> None:
+    reporter = make_reporter(tmp_path / "spool" / "a.jsonl", None)
+    send(reporter, 1, 2)
+    reporter.close()
+
+    assert spooled(tmp_path / "spool" / "a.jsonl") == [1, 2]
+    assert reporter.control() is Control.CONTINUE
+
+
+def test_a_disk_that_cannot_be_written_ends_neither_run_nor_sending(service: Service, tmp_path: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    link = tmp_path / "a.jsonl"
+    link.symlink_to(full)
+    reporter = make_reporter(link, service.url)
+    send(reporter, 1)
+    service.wait(lambda: service.taken == [1])
+    reporter.close()
+
+
+def test_the_other_ranks_report_nowhere() -> None:
+    reporter = NullReporter()
+    reporter.send(EpochFinished(record=make_record()))
+    reporter.close()
+
+    assert reporter.control() is Control.CONTINUE

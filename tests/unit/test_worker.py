@@ -1,0 +1,123 @@
+"""A worker from start to ending: attempts, errors of the user's code, and what the next attempt makes of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from curvewatch_workers.checkpoint import FolderCheckpoints
+from curvewatch_workers.contract import AttemptStarted, EpochFinished, Outcome, RunLayout, WorkerJob
+from curvewatch_workers.group import SoloGroup
+from curvewatch_workers.testing import RecordingReporter
+from curvewatch_workers.worker import WorkerEnding, run_worker
+from engine_support import make_spec
+
+USERS_FILE = '''
+from pathlib import Path
+from engine_support import make_task
+from torch.utils.data import Dataset
+
+class Fails(Dataset):
+    """Raises for sample 7 as often as the file says."""
+    def __init__(self, inner, counter):
+        self.inner, self.counter = inner, Path(counter)
+    def __len__(self):
+        return len(self.inner)
+    def __getitem__(self, index):
+        left = int(self.counter.read_text())
+        if index == 7 and left:
+            self.counter.write_text(str(left - 1))
+            raise OSError("sample 7 cannot be read")
+        return self.inner[index]
+
+def build(counter):
+    task = make_task()
+    return make_task(model=task.model, optimizer=task.optimizer, train=Fails(task.train, counter))
+'''
+
+
+@pytest.fixture
+def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "failing_job.py").write_text(USERS_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("failing_job", None)
+    return tmp_path / "counter"
+
+
+def start(tmp_path: Path, params: dict[str, object]) -> tuple[WorkerEnding, RecordingReporter | None]:
+    spec = make_spec(code={"task": "failing_job:build"}, params=params)
+    job = WorkerJob(
+        run_id="toy-1", submission=1, spec=spec, storage_path=str(tmp_path / "runs"), service_url=None
+    )
+    reporters: list[RecordingReporter] = []
+
+    def make_reporter(_attempt: int) -> RecordingReporter:
+        reporters.append(RecordingReporter())
+        return reporters[-1]
+
+    checkpoints = FolderCheckpoints(RunLayout(job.storage_path, job.run_id).root, rank=0, keep=2)
+    ending = run_worker(job, SoloGroup(), checkpoints, make_reporter)
+    return ending, reporters[-1] if reporters else None
+
+
+def test_a_run_tells_its_start_and_its_epochs(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("0")
+
+    ending, reporter = start(tmp_path, {"counter": str(counter)})
+
+    assert ending.outcome is Outcome.SUCCEEDED
+    assert reporter is not None
+    assert reporter.closed
+    kinds = [type(message) for message in reporter.messages]
+    assert kinds == [AttemptStarted, EpochFinished, EpochFinished]
+
+
+def test_a_passing_failure_is_raised_and_the_next_attempt_trains(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("1")
+    with pytest.raises(OSError, match="sample 7"):
+        start(tmp_path, {"counter": str(counter)})
+
+    ending, reporter = start(tmp_path, {"counter": str(counter)})
+
+    assert ending.outcome is Outcome.SUCCEEDED
+    assert reporter is not None
+    assert {message.attempt for message in reporter.messages if isinstance(message, AttemptStarted)} == {2}
+
+
+def test_what_fails_twice_at_one_step_is_not_tried_a_third_time(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("9")
+    for _ in range(2):
+        with pytest.raises(OSError, match="sample 7"):
+            start(tmp_path, {"counter": str(counter)})
+
+    ending, reporter = start(tmp_path, {"counter": str(counter)})
+
+    assert ending.outcome is Outcome.FAILED
+    assert reporter is None
+    assert "failed twice at epoch 1, step" in ending.reason
+    assert "sample 7 cannot be read" in ending.reason
+    assert ending.traceback is not None
+    assert "failing_job.py" in ending.traceback
+    assert counter.read_text() == "7"
+
+
+def test_a_task_that_cannot_be_built_ends_the_run_at_once(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("0")
+
+    ending, _ = start(tmp_path, {"no_such_param": 1})
+
+    assert ending.outcome is Outcome.FAILED
+    assert "does not take the job's params" in ending.reason
+
+
+def test_attempts_are_numbered_over_all_starts(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("0")
+    attempts = []
+    for _ in range(3):
+        _, reporter = start(tmp_path, {"counter": str(counter)})
+        assert reporter is not None
+        attempts += [message.attempt for message in reporter.messages if isinstance(message, AttemptStarted)]
+
+    assert attempts == [1, 2, 3]
