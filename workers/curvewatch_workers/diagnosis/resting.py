@@ -12,7 +12,7 @@ from curvewatch_workers.diagnosis.findings import (
     percent,
 )
 from curvewatch_workers.diagnosis.reading import Reading
-from curvewatch_workers.diagnosis.trend import FLAT, Trend
+from curvewatch_workers.diagnosis.trend import CALM, FLAT, Trend
 from curvewatch_workers.diagnosis.verdict import Verdict
 
 FIRST_LOOK: Final = 8
@@ -29,7 +29,7 @@ ACCURATE: Final = 0.9
 INACCURATE: Final = 0.5
 """Accuracy below which a loss at rest is always called high."""
 STEP: Final = 0.05
-"""Share of all it learned that a loss gains in each of the two epochs before it halts at once."""
+"""Share of all it learned that a loss gains in the epoch before it halts at once."""
 LEAST_HALT: Final = 5
 """Epochs that a halt lasts at least; and never less than a quarter of the run."""
 
@@ -43,9 +43,9 @@ def halted(reading: Reading) -> Finding | None:
         return None
     return Finding(
         verdict=Verdict.PLATEAU,
-        summary=f"Learning stopped all at once at epoch {epoch} of {reading.epochs}, while it still went fast.",
+        summary=f"Learning stopped all at once at epoch {epoch} of {reading.epochs}, while it went fast.",
         evidence=(
-            about_train(reading, "train_halts", (max(epoch - 2, 1), epoch)),
+            about_train(reading, "train_halts", (epoch - 3, epoch)),
             about_train(reading, "train_flat", (epoch, reading.epochs)),
         ),
     )
@@ -144,16 +144,18 @@ def _left(reading: Reading) -> str:
 def _halted_after(trend: Trend) -> int | None:
     """Return the epoch after which a loss that was falling steadily stands still; None if it does not."""
     values = trend.values
-    floor = FLAT * trend.learned
+    floor = max(FLAT * trend.learned, CALM * trend.noise)
     last = len(values) - 1
     while last > 0 and abs(values[last - 1] - trend.level) <= floor:
         last -= 1
-    if last < 2 or len(values) - last < max(LEAST_HALT, len(values) // 4):
+    flat = len(values) - last
+    if floor > STEP * trend.learned or last < 3 or flat < max(LEAST_HALT, len(values) // 4):
         return None
-    latest, earlier = values[last - 1] - values[last], values[last - 2] - values[last - 1]
-    # Neither the end of an exponential, whose steps shrink, nor the one large drop of a lower learning rate.
-    steady = latest > STEP * trend.learned and latest / 2 <= earlier <= latest * 2
-    return last + 1 if steady else None
+    first, second, third = (values[i] - values[i + 1] for i in range(last - 3, last))
+    # Steps of an exponential that ends so near its floor would shrink faster. A mean over an epoch in whose
+    # middle learning stops makes half a step; the one large step of a lower learning rate has none before it.
+    steady = second / 1.5 <= first <= second * 1.5 and second / 2.2 <= third <= second * 2
+    return last + 1 if steady and third > STEP * trend.learned else None
 
 
 def _is_accurate(reading: Reading) -> bool:

@@ -17,8 +17,13 @@ from curvewatch_workers.diagnosis.verdict import Evidence, Verdict
 
 RISE: Final = 0.05
 """Rise of the validation loss, on the yardstick, from which a run overfits: smaller ones cost nobody much."""
-FALL: Final = 0.01
+CLEAR_RISE: Final = 0.15
+"""The same for a rise that went on at every epoch since the best: it needs no estimate of the noise, of which
+there is none in a run of a few epochs."""
+FALL: Final = 0.02
 """Fall of the train loss, on its yardstick, that counts as going on learning the train set."""
+BY_HEART: Final = 0.05
+"""Share of the validation loss below which train loss is so low that it need not fall any more."""
 BLOW_UP: Final = 0.25
 """Rise of a loss, as a share of its start or of what was learned, from which it diverges."""
 EARLY_BLOW_UP: Final = 0.5
@@ -31,12 +36,14 @@ LEFT_BEHIND: Final = 0.2
 heart; and the share of its start that train loss must have learned for the question to make sense."""
 ACCURACY_LOSS: Final = 0.02
 """Accuracy that may be lost and still count as kept: 2 points."""
+ACCURACY_DOUBT: Final = 0.05
+"""Accuracy that may be lost and still be noise, however noisy it is."""
 JUMP: Final = 0.2
 """Rise from one epoch to the next, on the yardstick, that is a jump."""
 JUMPY: Final = 0.15
 """Share of the later half's epochs that jump in an unstable run."""
 LEAST_JUMPS: Final = 3
-LEARNABLE: Final = 0.2
+LEARNABLE: Final = 0.5
 """Share of its start that a loss is taken to have learned at least when jumps are measured: where nothing was
 learned, every wobble would be a jump."""
 FIRST_LOOK: Final = 8
@@ -82,14 +89,14 @@ def diverging_validation(reading: Reading) -> Finding | None:
 def overfitting(reading: Reading) -> Finding | None:
     """Validation loss has risen above its best while train loss went on falling."""
     validation = reading.validation
-    bar = RISE * reading.yardstick(validation.low, reading.learned)
-    if validation.held_rise <= bar or not validation.rise_beats_noise or not _went_on_learning(reading):
+    yardstick = reading.yardstick(validation.low, reading.learned)
+    if validation.held_rise <= RISE * yardstick or not _went_on_learning(reading):
+        return None
+    clear = validation.level - validation.low > CLEAR_RISE * yardstick and validation.rises_every_epoch()
+    if not clear and not validation.rise_beats_noise:
         return None
     best, now = reading.best_epoch, reading.epochs
-    rise = (
-        _rise(reading),
-        about_train(reading, "train_still_falls", (best, now)),
-    )
+    seen = (_rise(reading), about_train(reading, "train_still_falls", (best, now)))
     kept = _accuracy_kept(reading)
     if kept is None:
         return Finding(
@@ -98,7 +105,7 @@ def overfitting(reading: Reading) -> Finding | None:
                 f"The model was at its best at epoch {best} of {now}. Since then it has learned the train "
                 "set by heart, and does worse on new samples."
             ),
-            evidence=rise,
+            evidence=seen,
         )
     return Finding(
         verdict=Verdict.OVERCONFIDENT,
@@ -106,7 +113,7 @@ def overfitting(reading: Reading) -> Finding | None:
             f"Since epoch {best} of {now} validation loss rises but accuracy does not fall: the model is "
             "right as often as before, and surer of its mistakes."
         ),
-        evidence=(*rise, kept),
+        evidence=(*seen, kept),
     )
 
 
@@ -166,11 +173,13 @@ def _blows_up(trend: Trend, epochs: int) -> bool:
 
 
 def _went_on_learning(reading: Reading) -> bool:
-    """Tell whether train loss fell since validation loss was at its best."""
-    train = reading.train
-    then = train.smooth[reading.validation.best]
-    bar = max(FALL * reading.yardstick(then, train.learned), train.noise_bar(1.0))
-    return then - train.level > bar
+    """Tell whether train loss fell since validation loss was at its best, or had nothing left to fall."""
+    train, validation = reading.train, reading.validation
+    then = train.smooth[validation.best]
+    by_heart = reading.has_zero and train.level <= BY_HEART * validation.level and train.level <= then
+    # A run of a few epochs is steep, which would pass for noise.
+    noise = train.noise_bar(1.0) if reading.epochs >= FIRST_EPOCHS else 0.0
+    return by_heart or then - train.level > max(FALL * reading.yardstick(then, train.learned), noise)
 
 
 def _rise(reading: Reading) -> Evidence:
@@ -190,7 +199,7 @@ def _accuracy_kept(reading: Reading) -> Evidence | None:
     if accuracy is None:
         return None
     top = max(accuracy.smooth)
-    if top - accuracy.level > max(ACCURACY_LOSS, accuracy.noise_bar(CALM)):
+    if top - accuracy.level > min(max(accuracy.noise_bar(CALM), ACCURACY_LOSS), ACCURACY_DOUBT):
         return None
     message = f"Accuracy is {percent(accuracy.level)}, as good as at its best ({percent(top)}) or nearly so."
     return evidence("accuracy_kept", message, (reading.best_epoch, reading.epochs), accuracy.values)

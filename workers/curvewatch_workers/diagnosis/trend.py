@@ -8,22 +8,24 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 FIRST_EPOCH_CAP = 10.0
 """A first epoch this many times the second is the random initial state, and no level to measure from."""
 
-CALM = 3.0
+CALM = 4.0
 """Noise of a smoothed value that a gain must beat to be one."""
 FLAT = 0.03
 """Share of all it learned that a flat loss gains at most."""
 
 LEAST_FOR_NOISE = 20
 """Epochs from which noise is estimated, if there are so many: fewer make the estimate itself noise."""
-PER_LOOK = 2.2
-"""Noise of a smoothed value, for each unit of the logarithm of the epochs, that a rise must beat: the more
-epochs, the lower the best of them lies by chance, and the more often the question was asked."""
-SURE = 5.0
-"""Standard errors by which the trend since the best must beat noise."""
+HEIGHT_PER_LOOK = 2.2
+"""Noise of a smoothed value that the height of a rise must beat, for each unit of the logarithm of the epochs:
+the more epochs, the lower the best of them lies by chance, and the more often the question was asked. On curves
+that only wobble, 1 run in 100 gets so high."""
+LINE_PER_LOOK = 1.2
+"""The same for the slope of a straight line through the epochs since the best, in its standard errors."""
 LEAST_FOR_LINE = 5
 
 
@@ -116,7 +118,14 @@ class Trend:
     def rise_beats_noise(self) -> bool:
         """Tell whether the rise since the best is more than noise: by its height, or by its trend."""
         looks = math.log(len(self.values))
-        return self.held_rise > self.noise_bar(PER_LOOK * looks) or self._rise_of_line() > SURE * self.noise
+        if self.held_rise > self.noise_bar(HEIGHT_PER_LOOK * looks):
+            return True
+        return self._rise_of_line() > LINE_PER_LOOK * looks * self.noise
+
+    def rises_every_epoch(self) -> bool:
+        """Tell whether every value since the lowest is above the one before, for two epochs at least."""
+        since = self.values[self.values.index(min(self.values)) :]
+        return len(since) > 2 and all(later > earlier for earlier, later in pairwise(since))
 
     def _rise_of_line(self) -> float:
         """Rise of a straight line through the epochs after the best, over its standard error at unit noise."""
@@ -138,7 +147,7 @@ class Trend:
         return self.smooth[max(len(self.smooth) - 1 - epochs, 0)] - self.level
 
     def rests(self, epochs: int, share: float = FLAT) -> bool:
-        """Tell whether the latest epochs gained at most a share of all that was learned, or only noise."""
+        """Tell whether the latest epochs gained next to nothing of what was learned, or only noise."""
         return self.gain_over(epochs) <= max(share * self.learned, self.noise_bar(CALM))
 
     def is_recovering(self) -> bool:

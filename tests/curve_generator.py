@@ -1,0 +1,191 @@
+"""Learning curves of a known verdict, made for it: seeded, of any length, noise and scale."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from curvewatch_workers.diagnosis import Curve, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Train and validation loss without noise, starting near 1; and accuracy, where the curve has one."""
+
+    train: list[float]
+    validation: list[float]
+    accuracy: list[float] | None = None
+
+
+def make_curve(verdict: Verdict, *, epochs: int, noise: float, seed: int) -> Curve:
+    """Make a curve of a verdict.
+
+    Args:
+        verdict: What an expert would call it.
+        epochs: Its length.
+        noise: Standard deviation of the validation loss, relative to its value; train loss has a third of it.
+        seed: Draws shape, scale and noise.
+    """
+    rng = random.Random(f"{verdict}/{epochs}/{noise}/{seed}")
+    losses = _SHAPES[verdict](rng, epochs)
+    scale = 10 ** rng.uniform(-3, 3)
+    return Curve(
+        train=tuple(scale * loss * (1 + rng.gauss(0, noise / 3)) for loss in losses.train),
+        validation=tuple(scale * loss * (1 + rng.gauss(0, noise)) for loss in losses.validation),
+        metrics={} if losses.accuracy is None else {"accuracy": _accuracy(rng, losses.accuracy, noise)},
+    )
+
+
+def prefix(curve: Curve, epochs: int) -> Curve:
+    """Return the first epochs of a curve."""
+    return Curve(
+        train=curve.train[:epochs],
+        validation=curve.validation[:epochs],
+        nonfinite=curve.nonfinite[:epochs],
+        metrics={name: values[:epochs] for name, values in curve.metrics.items()},
+    )
+
+
+def scaled(curve: Curve, factor: float) -> Curve:
+    """Return a curve with its losses in another unit."""
+    return Curve(
+        train=tuple(loss * factor for loss in curve.train),
+        validation=tuple(loss * factor for loss in curve.validation),
+        nonfinite=curve.nonfinite,
+        metrics=curve.metrics,
+    )
+
+
+def _decay(epochs: int, floor: float, pace: float) -> list[float]:
+    """An exponential from 1 to a floor; at pace 1 it has come down to 37 % of the way at the last epoch."""
+    return [floor + (1 - floor) * math.exp(-pace * i / epochs) for i in range(epochs)]
+
+
+def _accuracy(rng: random.Random, values: list[float], noise: float) -> tuple[float, ...]:
+    return tuple(min(max(value + rng.gauss(0, noise / 5), 0.0), 1.0) for value in values)
+
+
+def _good_fit(rng: random.Random, epochs: int) -> Losses:
+    train = _decay(epochs, rng.uniform(0.03, 0.15), rng.uniform(4, 8))
+    gap = rng.uniform(0.0, 0.06)
+    validation = [loss + gap * (1 - loss) for loss in train]
+    shape = rng.choice(("plain", "regularised", "lower_rate", "warm_up", "accurate", "train_goes_on"))
+    if shape == "regularised":
+        train = [0.3 + 0.7 * loss for loss in train]
+    elif shape == "lower_rate":
+        drop = epochs // 2
+        train = [loss + (0.15 if i < drop else 0.0) for i, loss in enumerate(train)]
+        validation = [loss + (0.15 if i < drop else 0.0) for i, loss in enumerate(validation)]
+    elif shape == "warm_up":
+        late = max(epochs // 12, 1)
+        bump = [1 + 0.2 * math.sin(math.pi * i / late) for i in range(late)]
+        train = (bump + train)[:epochs]
+        validation = (bump + validation)[:epochs]
+    elif shape == "accurate":
+        return Losses(train=train, validation=validation, accuracy=[1 - 0.8 * loss for loss in validation])
+    elif shape == "train_goes_on":
+        validation = [max(loss, 0.12 + gap) + 0.05 * loss for loss in train]
+    return Losses(train=train, validation=validation)
+
+
+def _rising_validation(rng: random.Random, epochs: int) -> tuple[Losses, int]:
+    """Validation loss turns upwards after a quarter to a half of the run, while train loss falls."""
+    turn = max(round(epochs * rng.uniform(0.25, 0.5)), 1)
+    floor = rng.uniform(0.25, 0.5)
+    train = _decay(epochs, rng.uniform(0.005, 0.05), rng.uniform(4, 7))
+    rise = floor * rng.uniform(0.4, 1.2)
+    power = rng.uniform(0.7, 1.5)
+    validation = []
+    for i in range(epochs):
+        if i <= turn:
+            validation.append(floor + (1 - floor) * (1 - i / turn) ** 2)
+        else:
+            validation.append(floor + rise * ((i - turn) / (epochs - 1 - turn)) ** power)
+    return Losses(train=train, validation=validation), turn
+
+
+def _overfitting(rng: random.Random, epochs: int) -> Losses:
+    losses, turn = _rising_validation(rng, epochs)
+    if rng.random() < 0.5:
+        return losses
+    top, end = rng.uniform(0.7, 0.9), rng.uniform(0.1, 0.2)
+    falling = [top * (1 - end * max(i - turn, 0) / (epochs - 1 - turn)) for i in range(epochs)]
+    return Losses(
+        train=losses.train,
+        validation=losses.validation,
+        accuracy=[value * min((i + 1) / (turn + 1), 1) for i, value in enumerate(falling)],
+    )
+
+
+def _overconfident(rng: random.Random, epochs: int) -> Losses:
+    losses, turn = _rising_validation(rng, epochs)
+    top = rng.uniform(0.6, 0.88)
+    return Losses(
+        train=losses.train,
+        validation=losses.validation,
+        accuracy=[top * (1 - 0.6 * math.exp(-4 * i / turn)) for i in range(epochs)],
+    )
+
+
+def _underfitting(rng: random.Random, epochs: int) -> Losses:
+    train = _decay(epochs, rng.uniform(0.7, 0.95), rng.uniform(6, 12))
+    return Losses(train=train, validation=[loss + rng.uniform(0, 0.005) for loss in train])
+
+
+def _plateau(rng: random.Random, epochs: int) -> Losses:
+    if rng.random() < 0.5:
+        train = _decay(epochs, rng.uniform(0.37, 0.53), rng.uniform(12, 20))
+    else:
+        halt, level = round(epochs * rng.uniform(0.3, 0.6)), rng.uniform(0.35, 0.55)
+        halt = min(halt, 8)
+        train = [1 - (1 - level) * min(i / halt, 1) for i in range(epochs)]
+    gap = rng.uniform(0.0, 0.03)
+    return Losses(train=train, validation=[loss + gap for loss in train])
+
+
+def _slow(rng: random.Random, epochs: int) -> Losses:
+    gain = rng.uniform(0.1, 0.3)
+    bend = rng.uniform(0.8, 1.3)
+    train = [1 - gain * (i / (epochs - 1)) ** bend for i in range(epochs)]
+    return Losses(train=train, validation=[loss + 0.01 for loss in train])
+
+
+def _unstable(rng: random.Random, epochs: int) -> Losses:
+    train = _decay(epochs, rng.uniform(0.2, 0.3), 5)
+    size = rng.uniform(0.5, 1.0)
+    every = 2 if epochs < 30 else 3
+    jumpy = [loss * (1 + size) if i % every == 1 else loss for i, loss in enumerate(train)]
+    return Losses(train=jumpy, validation=[loss * 1.05 for loss in jumpy])
+
+
+def _diverging(rng: random.Random, epochs: int) -> Losses:
+    turn = round(epochs * rng.uniform(0.0, 0.5))
+    top = rng.uniform(1.5, 6)
+    falling = _decay(max(turn, 1), rng.uniform(0.2, 0.5), 3)
+    rising = epochs - len(falling)
+    train = falling + [falling[-1] + top * ((i + 1) / rising) ** rng.uniform(0.9, 1.1) for i in range(rising)]
+    return Losses(train=train, validation=[loss * 1.1 for loss in train])
+
+
+def _not_finite(rng: random.Random, epochs: int) -> Losses:
+    losses = _good_fit(rng, epochs)
+    series = rng.choice((losses.train, losses.validation))
+    first = rng.randrange(epochs)
+    series[first:] = [rng.choice((math.nan, math.inf))] * (epochs - first)
+    return losses
+
+
+_SHAPES: dict[Verdict, Callable[[random.Random, int], Losses]] = {
+    Verdict.GOOD_FIT: _good_fit,
+    Verdict.OVERFITTING: _overfitting,
+    Verdict.OVERCONFIDENT: _overconfident,
+    Verdict.UNDERFITTING: _underfitting,
+    Verdict.PLATEAU: _plateau,
+    Verdict.SLOW_CONVERGENCE: _slow,
+    Verdict.UNSTABLE: _unstable,
+    Verdict.DIVERGING: _diverging,
+    Verdict.NOT_FINITE: _not_finite,
+    Verdict.TOO_EARLY: _good_fit,
+}
