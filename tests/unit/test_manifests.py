@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -33,9 +35,9 @@ SERVICE_LABELS = {"app.kubernetes.io/name": "curvewatch", "app.kubernetes.io/com
 
 
 @cache
-def rendered() -> tuple[Manifest, ...]:
+def rendered(folder: Path = ROOT / "k8s" / "base") -> tuple[Manifest, ...]:
     assert KUBECTL is not None
-    command = [KUBECTL, "kustomize", str(ROOT / "k8s" / "base")]
+    command = [KUBECTL, "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
@@ -244,6 +246,29 @@ def test_every_container_is_pinned_bounded_and_not_root() -> None:
         assert container["resources"]["requests"].keys() >= {"cpu", "memory"}, name
         assert container["securityContext"]["allowPrivilegeEscalation"] is False, name
         assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
+
+
+def test_an_overlay_sets_the_namespace_and_the_images_of_all_pods(tmp_path: Path) -> None:
+    overlay = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "training",
+        # The old name of `resources` for folders: kubectl 1.20 knows no other.
+        "bases": [os.path.relpath(ROOT / "k8s" / "base", tmp_path.resolve())],
+        "images": [
+            {"name": f"curvewatch-{part}", "newName": f"registry.example.org/{part}"}
+            for part in ("service", "workers")
+        ],
+    }
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    manifests = rendered(tmp_path)
+    assert {manifest["metadata"]["namespace"] for manifest in manifests} == {"training"}
+    images = re.findall(r"'image': '([^']*)'", str([one["spec"] for one in manifests if "spec" in one]))
+    assert sorted(images) == [
+        "registry.example.org/service:0.1.0",
+        "registry.example.org/workers:0.1.0",
+        "registry.example.org/workers:0.1.0",
+    ]
 
 
 def test_no_secret_is_written_down() -> None:
