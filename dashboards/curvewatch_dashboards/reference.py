@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable
 
 from curvewatch_workers.series import TABLE, Series
@@ -32,6 +33,6 @@ def _section(title: str, table: Iterable[Series]) -> Iterable[str]:
     yield "|---|---|---|---|---|"
     for series in table:
         labels = ", ".join(f"`{label}`" for label in series.labels)
-        meaning = series.help.replace("|", "&#124;")
+        meaning = html.escape(series.help, quote=False).replace("|", "&#124;")
         yield f"| `{series.name}` | {series.kind} | {labels} | {series.unit} | {meaning} |"
     yield ""
