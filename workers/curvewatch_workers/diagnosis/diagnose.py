@@ -13,6 +13,7 @@ from curvewatch_workers.diagnosis.resting import flat_midway, good_fit, halted, 
 from curvewatch_workers.diagnosis.rising import (
     diverging_train,
     diverging_validation,
+    exploding_validation,
     left_behind,
     overfitting,
     unstable,
@@ -23,6 +24,7 @@ Rule = Callable[[Reading], Finding | None]
 
 RULES: Final[tuple[Rule, ...]] = (
     diverging_train,
+    exploding_validation,
     overfitting,
     unstable,
     diverging_validation,

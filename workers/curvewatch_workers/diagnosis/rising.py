@@ -17,7 +17,7 @@ from curvewatch_workers.diagnosis.verdict import Evidence, Verdict
 
 RISE: Final = 0.05
 """Rise of the validation loss, on the yardstick, from which a run overfits: smaller ones cost nobody much."""
-CLEAR_RISE: Final = 0.15
+CLEAR_RISE: Final = 0.2
 """The same for a rise that went on at every epoch since the best: it needs no estimate of the noise, of which
 there is none in a run of a few epochs."""
 FALL: Final = 0.02
@@ -66,24 +66,21 @@ def diverging_train(reading: Reading) -> Finding | None:
     )
 
 
-def diverging_validation(reading: Reading) -> Finding | None:
-    """Validation loss has risen far above its best while train loss did not fall, or has exploded."""
-    validation, train = reading.validation, reading.train
+def exploding_validation(reading: Reading) -> Finding | None:
+    """Validation loss has risen far above where it began, whatever train loss does."""
+    validation = reading.validation
     if not _blows_up(validation, reading.epochs):
         return None
-    exploded = validation.level > EXPLODED * max(abs(validation.start), abs(train.start))
-    if _went_on_learning(reading) and not exploded:
+    if validation.level <= EXPLODED * max(abs(validation.start), abs(reading.train.start)):
         return None
-    why = "to more than ten times its start" if exploded else "and train loss does not fall meanwhile"
-    best = reading.best_epoch
-    return Finding(
-        verdict=Verdict.DIVERGING,
-        summary=f"Validation loss diverges: it has been rising since epoch {best}, {why}.",
-        evidence=(
-            about_validation(reading, "validation_rises", (best, reading.epochs)),
-            about_train(reading, "train_beside", (best, reading.epochs)),
-        ),
-    )
+    return _diverging(reading, "validation_explodes", "to more than ten times its start")
+
+
+def diverging_validation(reading: Reading) -> Finding | None:
+    """Validation loss has risen far above its best, and train loss did not fall meanwhile."""
+    if not _blows_up(reading.validation, reading.epochs) or _went_on_learning(reading):
+        return None
+    return _diverging(reading, "validation_rises", "and train loss does not fall meanwhile")
 
 
 def overfitting(reading: Reading) -> Finding | None:
@@ -180,6 +177,18 @@ def _went_on_learning(reading: Reading) -> bool:
     # A run of a few epochs is steep, which would pass for noise.
     noise = train.noise_bar(1.0) if reading.epochs >= FIRST_EPOCHS else 0.0
     return by_heart or then - train.level > max(FALL * reading.yardstick(then, train.learned), noise)
+
+
+def _diverging(reading: Reading, rule: str, how: str) -> Finding:
+    best = reading.best_epoch
+    return Finding(
+        verdict=Verdict.DIVERGING,
+        summary=f"Validation loss diverges: it has been rising since epoch {best}, {how}.",
+        evidence=(
+            about_validation(reading, rule, (best, reading.epochs)),
+            about_train(reading, "train_beside", (best, reading.epochs)),
+        ),
+    )
 
 
 def _rise(reading: Reading) -> Evidence:

@@ -1,0 +1,230 @@
+"""Each rule at its border: what must raise it, and what looks like it and must not."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from curvewatch_workers.diagnosis import Curve, Diagnosis, Verdict, diagnose
+
+
+def read(
+    train: Sequence[float], validation: Sequence[float] | None = None, **metrics: Sequence[float]
+) -> Diagnosis:
+    return diagnose(
+        Curve(
+            train=tuple(train),
+            validation=tuple(train if validation is None else validation),
+            metrics={name: tuple(values) for name, values in metrics.items()},
+        )
+    )
+
+
+def series(epochs: int, value: Callable[[int], float]) -> list[float]:
+    return [value(epoch) for epoch in range(epochs)]
+
+
+def decay(epochs: int, floor: float = 0.05, pace: float = 6.0) -> list[float]:
+    return series(epochs, lambda epoch: floor + (1 - floor) * math.exp(-pace * epoch / epochs))
+
+
+def noisy(values: Sequence[float], noise: float, seed: int = 0) -> list[float]:
+    rng = random.Random(seed)
+    return [value + rng.gauss(0, noise) for value in values]
+
+
+def test_a_rise_that_noise_explains_is_no_overfitting() -> None:
+    train = decay(40)
+    floor = series(40, lambda epoch: 0.4 + 0.6 * math.exp(-epoch / 4))
+    rise = [0.004 * max(epoch - 12, 0) for epoch in range(40)]
+    rising = [low + high for low, high in zip(floor, rise, strict=True)]
+
+    assert read(train, noisy(rising, 0.005)).verdict is Verdict.OVERFITTING
+    assert read(train, noisy(rising, 0.09)).verdict is not Verdict.OVERFITTING
+
+
+def test_a_rise_from_nearly_zero_is_no_overfitting() -> None:
+    train = decay(30, floor=0.0001)
+    validation = series(30, lambda epoch: 0.001 + math.exp(-epoch / 2) + 0.0001 * epoch)
+
+    assert read(train, validation).verdict is Verdict.GOOD_FIT
+
+
+def test_a_spike_of_one_epoch_is_no_overfitting() -> None:
+    validation = decay(40, floor=0.2)
+    validation[-1] = 0.9
+
+    assert read(decay(40), validation).verdict is Verdict.GOOD_FIT
+
+
+def test_validation_loss_that_recovers_to_a_new_best_is_a_good_fit() -> None:
+    bump = series(60, lambda epoch: 0.3 * math.exp(-(((epoch - 30) / 6) ** 2)))
+    validation = [low + high for low, high in zip(decay(60, floor=0.1, pace=4), bump, strict=True)]
+    train = decay(60, floor=0.02, pace=5)
+
+    assert read(train[:36], validation[:36]).verdict is Verdict.OVERFITTING
+    assert read(train, validation).verdict is Verdict.GOOD_FIT
+
+
+def test_rising_validation_beside_a_train_loss_at_rest_is_diverging_and_not_overfitting() -> None:
+    train = series(40, lambda epoch: 0.5 + 0.5 * math.exp(-3 * epoch))
+    validation = series(40, lambda epoch: 0.5 + math.exp(-epoch) + 0.03 * epoch)
+
+    diagnosis = read(train, validation)
+
+    assert diagnosis.verdict is Verdict.DIVERGING
+    assert diagnosis.evidence[0].rule == "validation_rises"
+
+
+def test_validation_loss_that_explodes_is_diverging_although_train_loss_falls() -> None:
+    validation = series(30, lambda epoch: 0.5 * 1.5 ** max(epoch - 5, 0))
+
+    diagnosis = read(decay(30), validation)
+
+    assert diagnosis.verdict is Verdict.DIVERGING
+    assert diagnosis.evidence[0].rule == "validation_explodes"
+
+
+def test_accuracy_tells_overconfident_from_overfitting() -> None:
+    train = decay(40, floor=0.01)
+    validation = series(40, lambda epoch: 0.4 + 0.6 * math.exp(-epoch) + 0.01 * epoch)
+    kept = series(40, lambda epoch: 0.8 - 0.5 * math.exp(-epoch / 2))
+    lost = [value - 0.003 * epoch for epoch, value in enumerate(kept)]
+
+    assert read(train, validation, accuracy=kept).verdict is Verdict.OVERCONFIDENT
+    assert read(train, validation, accuracy=lost).verdict is Verdict.OVERFITTING
+    assert read(train, validation).verdict is Verdict.OVERFITTING
+    assert read(train, validation, mae=kept).verdict is Verdict.OVERFITTING
+    assert read(train, validation, accuracy=[math.nan, *kept[1:]]).verdict is Verdict.OVERFITTING
+
+
+def test_overfitting_names_the_best_epoch_in_its_evidence_and_advice() -> None:
+    validation = [1.0, 0.7, 0.5, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75]
+
+    diagnosis = read(decay(10), validation)
+
+    assert diagnosis.verdict is Verdict.OVERFITTING
+    assert diagnosis.evidence[0].epochs == (4, 10)
+    assert diagnosis.evidence[0].values == (0.45, 0.75)
+    assert "0.45 at epoch 4" in diagnosis.evidence[0].message
+    assert "epoch 4 " in diagnosis.advice
+
+
+def test_validation_loss_that_never_came_down_while_train_loss_did_is_overfitting() -> None:
+    diagnosis = read(decay(20), noisy([0.98] * 20, 0.002))
+
+    assert diagnosis.verdict is Verdict.OVERFITTING
+    assert diagnosis.evidence[0].rule == "validation_left_behind"
+
+
+def test_regularised_train_loss_above_validation_loss_is_not_underfitting() -> None:
+    train = series(30, lambda epoch: 0.75 + 0.25 * math.exp(-epoch / 4))
+
+    assert read(train).verdict is Verdict.UNDERFITTING
+    assert read(train, decay(30, floor=0.1)).verdict is Verdict.GOOD_FIT
+
+
+def test_high_accuracy_is_no_underfitting_however_high_the_loss() -> None:
+    train = series(30, lambda epoch: 0.75 + 0.25 * math.exp(-epoch / 4))
+
+    assert read(train, train, accuracy=[0.97] * 30).verdict is Verdict.GOOD_FIT
+
+
+def test_low_accuracy_is_underfitting_although_the_loss_came_down_from_a_wild_start() -> None:
+    train = noisy(series(30, lambda epoch: 2.4 + 6 * math.exp(-3 * epoch)), 0.01)
+
+    assert read(train, train, accuracy=[0.1] * 30).verdict is Verdict.UNDERFITTING
+
+
+def test_a_loss_that_never_moved_is_underfitting() -> None:
+    assert read([0.693] * 20).verdict is Verdict.UNDERFITTING
+    assert read(noisy([0.693] * 200, 0.003)).verdict is Verdict.UNDERFITTING
+
+
+def test_learning_that_stops_all_at_once_is_a_plateau_however_high_the_loss() -> None:
+    diagnosis = read(series(30, lambda epoch: 2.3 - 0.05 * min(epoch, 6)))
+
+    assert diagnosis.verdict is Verdict.PLATEAU
+    assert diagnosis.evidence[0].rule == "train_halts"
+    assert "epoch 7 " in diagnosis.summary
+
+
+def test_the_drop_after_a_lower_learning_rate_is_no_plateau() -> None:
+    train = series(60, lambda epoch: (0.4 if epoch < 30 else 0.15) + 0.6 * math.exp(-epoch / 4))
+
+    assert read(train).verdict is Verdict.GOOD_FIT
+
+
+@pytest.mark.parametrize("bump", [0.1, 0.2, 0.3])
+def test_a_learning_rate_that_warms_up_is_not_diverging(bump: float) -> None:
+    warm_up = series(5, lambda epoch: 1 + bump * math.sin(math.pi * (epoch + 1) / 5))
+    train = [*warm_up, *decay(25)]
+
+    for epochs in range(1, 31):
+        assert read(train[:epochs]).verdict is not Verdict.DIVERGING, epochs
+
+
+def test_warm_restarts_are_neither_diverging_nor_overfitting() -> None:
+    train = series(60, lambda epoch: 0.1 + 0.8 * math.exp(-epoch / 6) + 0.15 * (1 - (epoch % 15) / 15) ** 2)
+
+    for epochs in range(20, 61):
+        assert read(train[:epochs]).verdict is Verdict.GOOD_FIT, epochs
+
+
+def test_train_loss_that_blows_up_late_and_stays_there_is_diverging() -> None:
+    train = [*decay(20), *([0.8] * 5)]
+
+    assert read(train).verdict is Verdict.DIVERGING
+    assert read([*train, 0.3, 0.1, 0.06, 0.05]).verdict is not Verdict.DIVERGING
+
+
+def test_negative_losses_are_read_by_their_shape() -> None:
+    falling = [loss - 5 for loss in decay(30)]
+    validation = series(30, lambda epoch: -4.6 + math.exp(-epoch / 2) + 0.02 * max(epoch - 8, 0))
+
+    assert read(falling).verdict is Verdict.GOOD_FIT
+    assert read(falling, validation).verdict is Verdict.OVERFITTING
+    assert read([-loss for loss in series(30, lambda epoch: 5 - 0.5 * epoch)]).verdict is Verdict.DIVERGING
+
+
+def test_a_wild_first_epoch_does_not_hide_what_follows() -> None:
+    validation = [1e6, *series(39, lambda epoch: 0.4 + 0.5 * math.exp(-epoch / 2) + 0.01 * epoch)]
+
+    assert read(decay(40, floor=0.01), validation).verdict is Verdict.OVERFITTING
+
+
+def test_a_few_jumps_are_not_unstable_and_many_are() -> None:
+    calm = decay(40, floor=0.2)
+    few, many = list(calm), list(calm)
+    few[25] = few[33] = 0.5
+    many[21::3] = [0.5] * len(many[21::3])
+
+    assert read(few).verdict is Verdict.GOOD_FIT
+    diagnosis = read(many)
+    assert diagnosis.verdict is Verdict.UNSTABLE
+    assert diagnosis.evidence[0].epochs == tuple(range(22, 41, 3))
+
+
+def test_a_falling_loss_that_is_still_high_after_few_epochs_is_too_early_to_judge() -> None:
+    assert read([2.30, 2.29, 2.27, 2.24, 2.20]).verdict is Verdict.TOO_EARLY
+
+
+def test_the_first_bad_epoch_is_named() -> None:
+    losses = [1.0, 0.8, 0.7, math.nan, 0.6, math.inf]
+    diagnosis = read([1.0] * 6, losses)
+
+    assert diagnosis.verdict is Verdict.NOT_FINITE
+    assert diagnosis.evidence[0].epochs == (4,)
+    assert "epoch 4" in diagnosis.advice
+
+
+def test_a_flagged_epoch_is_not_finite_although_its_mean_is() -> None:
+    curve = Curve(train=(1.0, 0.9), validation=(1.0, 0.9), nonfinite=(False, True))
+
+    diagnosis = diagnose(curve)
+
+    assert diagnosis.verdict is Verdict.NOT_FINITE
+    assert diagnosis.evidence[0].epochs == (2,)
