@@ -150,6 +150,10 @@ class RayCluster:
             kept_logs=settings.data_dir / "logs",
         )
 
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
     def submit(self, request: JobRequest) -> None:
         """Start a job; a job of this submission id that is there already is success."""
         # Ray answers 500 to a second job of the same id as to much else: look before, and after a failure.

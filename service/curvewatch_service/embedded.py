@@ -5,65 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import shutil
-import socket
+import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from curvewatch_service import processes
 from curvewatch_service.cluster import Endpoint, RayCluster
 from curvewatch_service.errors import ClusterUnavailableError
+from curvewatch_service.ray_head import MARK, HeadState, launch, write_private
 
 logger = logging.getLogger(__name__)
-
-MARK = "CURVEWATCH_EMBEDDED_RAY"
-"""Environment variable by which the processes of one head are found again."""
-OBJECT_STORE_BYTES = 256 * 1024 * 1024
-"""Training moves its data outside of Ray's object store: a small one does."""
-LEAST_CPUS = 4
-"""Ray reserves CPUs by number only; fewer would keep three workers waiting on a small machine."""
-JOB_STOP_SECONDS = 15
-"""Between the interrupt that ends a job and its kill."""
-SOCKET_PATH_LIMIT = 107
-"""Most bytes of the path of a Unix socket (104 on macOS less what Ray adds is shorter still)."""
-_LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_4194304/sockets/dash_MetricsHead"
-_FOREIGN_PREFIXES = ("CURVEWATCH_",)
-_FOREIGN = frozenset(
-    {
-        "RAY_ADDRESS",
-        "RAY_API_SERVER_ADDRESS",
-        "RAY_AUTH_TOKEN",
-        "RAY_JOB_CONFIG_JSON_ENV_VAR",
-        "RAY_NAMESPACE",
-        "RAY_REDIS_ADDRESS",
-        "RAY_TMPDIR",
-    }
-)
-"""Variables that would lead the head to another cluster, or show it what is the service's alone."""
-
-
-class HeadState(BaseModel):
-    """What the next start must know to find the head again."""
-
-    pid: int
-    started: float
-    """Unix time at which the process started: the number alone may be another's by now."""
-    mark: str
-    dashboard_port: int
-    temp_dir: Path
-    token_path: Path
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """Where the head answers."""
-        return Endpoint(url=f"http://127.0.0.1:{self.dashboard_port}", token_path=self.token_path)
 
 
 class EmbeddedRay:
@@ -138,8 +94,6 @@ class EmbeddedRay:
                 return
             self._end(state, seconds)
             self._state_path.unlink(missing_ok=True)
-            if not state.temp_dir.is_relative_to(self._data_dir):
-                shutil.rmtree(state.temp_dir, ignore_errors=True)
 
     def _find(self) -> HeadState | None:
         """Return the state of a head that still answers; end what is left of one that does not."""
@@ -168,16 +122,20 @@ class EmbeddedRay:
         return None
 
     def _start_fresh(self) -> HeadState:
-        for attempt in (1, 2, 3):
-            state = self._launch()
+        attempts = 3
+        while True:
+            attempts -= 1
+            self._child, state = launch(self._data_dir, self._log_path)
+            # Before it is ready: a service that is killed meanwhile must not leave a head that nobody finds.
+            write_private(self._state_path, state.model_dump_json(indent=2))
             begin = time.monotonic()
             try:
                 self._wait_until_ready(state, self._start_seconds)
             except ClusterUnavailableError:
-                # Another program may have taken a port between its choice and its use: choose again.
                 died = not processes.is_running(state.pid, state.started)
                 self._end(state, 0)
-                if attempt == 3 or not died:
+                # Another program may have taken a port between its choice and its use: choose again.
+                if not (died and attempts):
                     raise
             else:
                 seconds = time.monotonic() - begin
@@ -188,50 +146,6 @@ class EmbeddedRay:
                     extra={"action": "embedded_started", "pid": state.pid, "seconds": seconds},
                 )
                 return state
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
-    def _launch(self) -> HeadState:
-        token_path = self._token_path()
-        temp_dir = self._temp_dir()
-        gcs_port, dashboard_port, client_port = _free_ports(3)
-        mark = secrets.token_hex(8)
-        command = [
-            *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-            "--node-ip-address=127.0.0.1",
-            f"--port={gcs_port}",
-            f"--dashboard-port={dashboard_port}",
-            "--dashboard-host=127.0.0.1",
-            "--dashboard-agent-listen-port=0",
-            f"--ray-client-server-port={client_port}",
-            *("--min-worker-port=0", "--max-worker-port=0"),
-            f"--num-cpus={max(LEAST_CPUS, os.cpu_count() or 1)}",
-            f"--object-store-memory={OBJECT_STORE_BYTES}",
-            f"--temp-dir={temp_dir}",
-            "--include-dashboard=true",
-            "--disable-usage-stats",
-        ]
-        with self._log_path.open("wb") as log:
-            self._child = subprocess.Popen(
-                command,
-                env=_environment(mark, token_path),
-                cwd=self._data_dir,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # A session of its own: no signal to the service's terminal or group reaches it.
-                start_new_session=True,
-            )
-        state = HeadState(
-            pid=self._child.pid,
-            started=processes.start_time(self._child.pid) or time.time(),
-            mark=mark,
-            dashboard_port=dashboard_port,
-            temp_dir=temp_dir,
-            token_path=token_path,
-        )
-        # Before it is ready: a service that is killed meanwhile must not leave a head that nobody finds.
-        _write_private(self._state_path, state.model_dump_json(indent=2))
-        return state
 
     def _wait_until_ready(self, state: HeadState, seconds: float) -> None:
         """Wait until the head answers to our token and has a live node.
@@ -239,28 +153,20 @@ class EmbeddedRay:
         Raises:
             ClusterUnavailableError: Its process has ended, or the time is over.
         """
-        cluster = RayCluster(lambda: state.endpoint)
         deadline = time.monotonic() + seconds
-        while True:
-            try:
-                cluster.resources()
-            except ClusterUnavailableError as error:
-                trouble = str(error)
-            else:
-                return
-            self._reap()
-            if not processes.is_running(state.pid, state.started):
-                raise ClusterUnavailableError(
-                    f"the service's own Ray ended as it started; {self._log_tail()}"
-                )
-            if self._cancelled.is_set():
-                raise ClusterUnavailableError("the start of the service's own Ray was cancelled")
-            if time.monotonic() > deadline:
-                raise ClusterUnavailableError(
-                    f"the service's own Ray was not ready after {seconds:.0f} s: {trouble}; "
-                    f"{self._log_tail()}"
-                )
-            self._cancelled.wait(0.1)
+        with contextlib.closing(RayCluster(lambda: state.endpoint)) as cluster:
+            while (trouble := _trouble_of(cluster)) is not None:
+                self._reap()
+                if not processes.is_running(state.pid, state.started):
+                    trouble = "ended as it started"
+                elif self._cancelled.is_set():
+                    raise ClusterUnavailableError("the start of the service's own Ray was cancelled")
+                elif time.monotonic() > deadline:
+                    trouble = f"was not ready after {seconds:.0f} s: {trouble}"
+                else:
+                    self._cancelled.wait(0.1)
+                    continue
+                raise ClusterUnavailableError(f"the service's own Ray {trouble}; {self._log_tail()}")
 
     def _end(self, state: HeadState, seconds: float) -> None:
         """End the head's processes: asked first, killed when they have not gone in time."""
@@ -268,7 +174,7 @@ class EmbeddedRay:
         members = processes.family(state.pid, state.started, mark)
         if processes.is_running(state.pid, state.started) and seconds > 0:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(state.pid, 15)
+                os.kill(state.pid, signal.SIGTERM)
             deadline = time.monotonic() + seconds
             while processes.is_running(state.pid, state.started) and time.monotonic() < deadline:
                 self._reap()
@@ -276,6 +182,8 @@ class EmbeddedRay:
         members += processes.family(state.pid, state.started, mark)
         left = processes.kill(members, seconds=5)
         self._reap()
+        if not state.temp_dir.is_relative_to(self._data_dir):
+            shutil.rmtree(state.temp_dir, ignore_errors=True)
         if left:
             logger.error(
                 "Processes %s of the service's own Ray could not be ended.",
@@ -300,21 +208,6 @@ class EmbeddedRay:
             )
             return None
 
-    def _token_path(self) -> Path:
-        path = self._data_dir / "ray-token"
-        if not path.exists():
-            _write_private(path, secrets.token_hex(32))
-        return path
-
-    def _temp_dir(self) -> Path:
-        """Return an empty folder for Ray's sessions, whose sockets need a short path."""
-        folder = self._data_dir / "ray"
-        if len(os.fsencode(f"{folder}{_LONGEST_SOCKET}")) > SOCKET_PATH_LIMIT:
-            return Path(tempfile.mkdtemp(prefix="curvewatch-"))
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
-        return folder
-
     def _log_tail(self) -> str:
         try:
             lines = self._log_path.read_text(errors="replace").splitlines()[-15:]
@@ -323,40 +216,9 @@ class EmbeddedRay:
         return f"see {self._log_path}, which ends with:\n" + "\n".join(lines)
 
 
-def _environment(mark: str, token_path: Path) -> dict[str, str]:
-    """Return the environment of the head: this process's own, less what must not reach it."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _FOREIGN and not name.startswith(_FOREIGN_PREFIXES)
-    }
-    return inherited | {
-        MARK: mark,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token_path),
-        # Without it Ray replaces 127.0.0.1 by the machine's address and listens on every interface.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Fixed ports otherwise, which two heads on one machine would fight for.
-        "DASHBOARD_METRIC_PORT": "0",
-        "AUTOSCALER_METRIC_PORT": "0",
-        # Ray Train takes an interrupt as the wish to end orderly.
-        "RAY_JOB_STOP_SIGNAL": "SIGINT",
-        "RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_SECONDS),
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    }
-
-
-def _free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as open_sockets:
-        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only this user can read, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    draft.touch(mode=0o600)
-    draft.write_text(text)
-    draft.replace(path)
+def _trouble_of(cluster: RayCluster) -> str | None:
+    try:
+        cluster.resources()
+    except ClusterUnavailableError as error:
+        return str(error)
+    return None

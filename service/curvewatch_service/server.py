@@ -19,9 +19,10 @@ import uvicorn
 from curvewatch_service.auth import TokenStore
 from curvewatch_service.cluster import Endpoint, RayCluster
 from curvewatch_service.code import CodeLimits, CodeStore
-from curvewatch_service.embedded import JOB_STOP_SECONDS, EmbeddedRay
+from curvewatch_service.embedded import EmbeddedRay
 from curvewatch_service.errors import ClusterUnavailableError, SettingsError
 from curvewatch_service.profile import Profile, profile_path, write_profile
+from curvewatch_service.ray_head import JOB_STOP_SECONDS
 from curvewatch_service.reconcile import Reconciler, ReconcilerLoop
 from curvewatch_service.services import Services
 from curvewatch_service.settings import Settings
@@ -60,7 +61,7 @@ class _Server:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._ray = EmbeddedRay(settings.data_dir) if settings.embedded else None
-        cluster = RayCluster.at(settings, _endpoint_of(settings, self._ray))
+        self._cluster = cluster = RayCluster.at(settings, _endpoint_of(settings, self._ray))
         self._reconciler = Reconciler(store, cluster, settings)
         self._loop = ReconcilerLoop(self._reconciler, interval_seconds=settings.reconcile_interval_seconds)
         self._keeper = _RayKeeper(self._ray, on_start=self._loop.wake) if self._ray is not None else None
@@ -97,6 +98,7 @@ class _Server:
             self._end.wait()
             self._shut_down()
             http.stop()
+            self._cluster.close()
         logger.info("Curvewatch has ended.", extra={"action": "service_ended"})
 
     def _on_signal(self, number: int) -> None:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -73,9 +74,10 @@ def token_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cluster(dashboard: Dashboard, token_path: Path, tmp_path: Path) -> RayCluster:
+def cluster(dashboard: Dashboard, token_path: Path, tmp_path: Path) -> Iterator[RayCluster]:
     endpoint = Endpoint(url=dashboard.url, token_path=token_path)
-    return RayCluster(lambda: endpoint, kept_logs=tmp_path / "logs")
+    with closing(RayCluster(lambda: endpoint, kept_logs=tmp_path / "logs")) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -113,8 +115,11 @@ def test_the_token_is_read_anew_when_it_was_replaced(
 
 def test_a_missing_token_file_is_named(dashboard: Dashboard, tmp_path: Path) -> None:
     endpoint = Endpoint(url=dashboard.url, token_path=tmp_path / "nothing")
-    with pytest.raises(ClusterUnavailableError, match=r"nothing.*CURVEWATCH_RAY_TOKEN_PATH"):
-        RayCluster(lambda: endpoint).status("r-1")
+    with (
+        closing(RayCluster(lambda: endpoint)) as cluster,
+        pytest.raises(ClusterUnavailableError, match=r"nothing.*CURVEWATCH_RAY_TOKEN_PATH"),
+    ):
+        cluster.status("r-1")
 
 
 def test_the_resources_are_those_of_live_nodes(dashboard: Dashboard, cluster: RayCluster) -> None:
@@ -124,8 +129,8 @@ def test_the_resources_are_those_of_live_nodes(dashboard: Dashboard, cluster: Ra
 
 def test_a_cluster_that_grows_has_what_it_can_grow_to(dashboard: Dashboard) -> None:
     dashboard.answer("/api/v0/nodes", _nodes(_node(CPU=4)))
-    growing = RayCluster(lambda: Endpoint(url=dashboard.url), max_cpus=256, max_gpus=16)
-    assert growing.resources() == Resources(cpus=256, gpus=16)
+    with closing(RayCluster(lambda: Endpoint(url=dashboard.url), max_cpus=256, max_gpus=16)) as growing:
+        assert growing.resources() == Resources(cpus=256, gpus=16)
 
 
 def test_a_cluster_without_a_live_node_is_not_available(dashboard: Dashboard, cluster: RayCluster) -> None:
@@ -157,16 +162,19 @@ def test_what_is_no_answer_says_what_to_do_and_not_the_token(
 def test_a_cluster_that_is_not_there_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    with pytest.raises(ClusterUnavailableError, match=url):
-        RayCluster(lambda: Endpoint(url=url)).status("r-1")
+    with (
+        closing(RayCluster(lambda: Endpoint(url=url))) as cluster,
+        pytest.raises(ClusterUnavailableError, match=url),
+    ):
+        cluster.status("r-1")
 
 
 def test_no_question_waits_for_a_silent_cluster(silent_url: str) -> None:
-    cluster = RayCluster(lambda: Endpoint(url=silent_url), answer_seconds=0.2)
     begin = time.monotonic()
-    for question in (lambda: cluster.status("r-1"), cluster.resources, lambda: cluster.stop("r-1")):
-        with pytest.raises(ClusterUnavailableError, match=silent_url):
-            question()
+    with closing(RayCluster(lambda: Endpoint(url=silent_url), answer_seconds=0.2)) as cluster:
+        for question in (lambda: cluster.status("r-1"), cluster.resources, lambda: cluster.stop("r-1")):
+            with pytest.raises(ClusterUnavailableError, match=silent_url):
+                question()
     assert time.monotonic() - begin < 5
 
 
@@ -178,8 +186,10 @@ def test_no_submission_waits_for_a_cluster_that_falls_silent(
     # Would win over the address that the service was given, if Ray's client were left to itself.
     monkeypatch.setenv("RAY_ADDRESS", dashboard.url)
     endpoints = iter([dashboard.url, silent_url, dashboard.url])
-    cluster = RayCluster(lambda: Endpoint(url=next(endpoints)))
-    with pytest.raises(ClusterUnavailableError, match=silent_url):
+    with (
+        closing(RayCluster(lambda: Endpoint(url=next(endpoints)))) as cluster,
+        pytest.raises(ClusterUnavailableError, match=silent_url),
+    ):
         cluster.submit(JobRequest(submission_id="r-1", entrypoint="true"))
 
 
