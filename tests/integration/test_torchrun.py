@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from curvewatch_workers.checkpoint import Snapshot
-from curvewatch_workers.contract import EpochFinished, EpochRecord, IngestMessage
+from curvewatch_workers.contract import EpochRecord
+from curvewatch_workers.testing import read_epochs
 
-MESSAGE: TypeAdapter[IngestMessage] = TypeAdapter(IngestMessage)
 JOB = """
 name: sizes
 code: {{task: sizes:build}}
@@ -63,8 +62,7 @@ def train(job: Path, output: Path, ranks: int) -> list[EpochRecord]:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (spool,) = output.glob("*/spool/attempt-*.jsonl")
-    messages = [MESSAGE.validate_json(line) for line in spool.read_bytes().splitlines()]
-    return [message.record for message in messages if isinstance(message, EpochFinished)]
+    return read_epochs(spool)
 
 
 def require_equal(one: list[EpochRecord], other: list[EpochRecord]) -> None:

@@ -7,7 +7,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from curvewatch_workers.checkpoint import Checkpoints, NoCheckpoints
@@ -15,6 +18,8 @@ from curvewatch_workers.contract import Control, EpochFinished, EpochRecord, Ing
 from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.task import TrainingTask
+
+_MESSAGE: TypeAdapter[IngestMessage] = TypeAdapter(IngestMessage)
 
 
 class FakeGroup:
@@ -95,3 +100,13 @@ def train_alone(
     )
     trainer.run(after_epoch=trainer.resume())
     return reporter.records
+
+
+def read_epochs(spool: Path) -> list[EpochRecord]:
+    """Return the epochs of a spool file, in the order in which they were told.
+
+    Raises:
+        pydantic.ValidationError: A line is no message.
+    """
+    messages = (_MESSAGE.validate_json(line) for line in spool.read_bytes().splitlines() if line)
+    return [message.record for message in messages if isinstance(message, EpochFinished)]
