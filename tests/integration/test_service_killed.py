@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +99,15 @@ def test_an_orderly_stop_pauses_the_run_and_the_next_start_resumes_it(
     assert reasons.index("run_paused") < reasons.index("worker_restart")
     # It went on from the checkpoint of its pause: nothing was trained twice.
     assert [epoch.attempt for epoch in epochs] == [1] * told + [2] * (EPOCHS - told)
+
+
+def test_a_run_outlives_the_death_of_its_ray(own_service: ServiceProcess, run_in_the_middle: str) -> None:
+    run_id = run_in_the_middle
+    head = json.loads((own_service.data_dir / "embedded.json").read_text())["pid"]
+    os.kill(head, signal.SIGKILL)
+    run, epochs, metrics = _finish(own_service, run_id)
+    _require_every_epoch_once(run, epochs, metrics)
+    assert run.attempt == 2
+    assert run.submission_id == f"{run_id}-2"
+    with own_service.client() as client:
+        assert "cluster_lost_job" in [event.reason for event in client.events(run_id)]
