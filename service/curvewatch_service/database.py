@@ -33,6 +33,10 @@ def open_database(url: str) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     migrate(engine)
+    # What was opened for the migration does not check references; see `_check_references`.
+    engine.dispose()
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _check_references)
     return engine
 
 
@@ -76,10 +80,15 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
         f"busy_timeout = {BUSY_TIMEOUT_MILLISECONDS}",
         "journal_mode = WAL",
         "synchronous = FULL",
-        "foreign_keys = ON",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _check_references(connection: Any, _record: Any) -> None:
+    # Never while migrating: SQLite alters a table by making it anew and dropping the old one, and to drop
+    # a table deletes what refers to it.
+    connection.execute("PRAGMA foreign_keys = ON").close()
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -6,9 +6,9 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -149,10 +149,12 @@ class Ingestion:
         """Bring the run's latest epoch and its diagnosis up to its curve."""
         row, session = self._row, self._session
         row.epoch = session.scalar(select(func.max(EpochRow.epoch)).where(EpochRow.run_id == row.run_id)) or 0
-        epochs = session.scalars(visible_epochs(row.run_id))
+        # Without the records themselves: a long run has many, and each epoch comes by here.
+        columns = (getattr(EpochRow, name) for name in Point._fields)
+        points = [Point(*values) for values in session.execute(visible_epochs(row.run_id, *columns))]
         spec = JobSpec.model_validate_json(row.spec)
         try:
-            row.diagnosis = describe_curve(curve_of(epochs), window=spec.patience_epochs)
+            row.diagnosis = describe_curve(curve_of(points), window=spec.patience_epochs)
         except Exception:  # a curve that cannot be read must not cost the records
             _logger.exception(
                 "The curve of run %s could not be diagnosed.",
@@ -161,20 +163,26 @@ class Ingestion:
             )
 
 
-def curve_of(epochs: Iterable[EpochRow]) -> Curve:
+class Point(NamedTuple):
+    """What a curve takes of an epoch; null where a number is not finite."""
+
+    epoch: int
+    train_loss: float | None
+    validation_loss: float | None
+    validation_metrics: dict[str, float | None]
+    nonfinite: bool
+
+
+def curve_of(points: Sequence[Point]) -> Curve:
     """Return the curve from epoch 1 up to the first epoch that is missing (it may still be on its way)."""
-    known: list[EpochRow] = []
-    for row in epochs:
-        if row.epoch != len(known) + 1:
-            break
-        known.append(row)
-    names = set.intersection(*(set(row.validation_metrics) for row in known)) if known else set()
+    known = [point for number, point in enumerate(points, start=1) if point.epoch == number]
+    names = set.intersection(*(set(point.validation_metrics) for point in known)) if known else set()
     return Curve(
-        train=tuple(_number(row.train_loss) for row in known),
-        validation=tuple(_number(row.validation_loss) for row in known),
-        nonfinite=tuple(row.nonfinite for row in known),
+        train=tuple(_number(point.train_loss) for point in known),
+        validation=tuple(_number(point.validation_loss) for point in known),
+        nonfinite=tuple(point.nonfinite for point in known),
         metrics={
-            name: tuple(_number(row.validation_metrics[name]) for row in known) for name in sorted(names)
+            name: tuple(_number(point.validation_metrics[name]) for point in known) for name in sorted(names)
         },
     )
 

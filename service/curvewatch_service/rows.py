@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from curvewatch_service.errors import NotFoundError
 from curvewatch_service.runs import RunState
@@ -86,8 +86,8 @@ def move(session: Session, row: RunRow, target: RunState, *, reason: str, messag
     add_event(session, row.run_id, f"state_{target.label.lower()}", message, actor, time=now)
 
 
-def visible_epochs(run_id: str) -> Select[EpochRow]:
-    """Return the query of a run's curve: of each epoch the highest attempt, in order of epoch."""
+def visible_epochs(run_id: str, *columns: InstrumentedAttribute[Any]) -> Select[Any]:
+    """Return the query of a run's curve: these columns of each epoch's highest attempt, in order of epoch."""
     other = aliased(EpochRow)
     highest = (
         select(func.max(other.attempt))
@@ -96,7 +96,7 @@ def visible_epochs(run_id: str) -> Select[EpochRow]:
         .scalar_subquery()
     )
     return (
-        select(EpochRow)
+        select(*columns)
         .where(EpochRow.run_id == run_id, EpochRow.attempt == highest)
         .order_by(EpochRow.epoch)
     )

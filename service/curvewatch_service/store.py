@@ -256,7 +256,7 @@ class Store:
         """
         with self.read() as session:
             require_run(session, run_id)
-            query = visible_epochs(run_id).with_only_columns(EpochRow.record)
+            query = visible_epochs(run_id, EpochRow.record)
             return [EpochRecord.model_validate_json(record) for record in session.scalars(query)]
 
     def latest_epochs(self, run_ids: Collection[str]) -> dict[str, EpochRecord]:

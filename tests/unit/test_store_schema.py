@@ -7,6 +7,7 @@ from pathlib import Path
 import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
@@ -51,6 +52,19 @@ def test_sqlite_writes_ahead_waits_for_locks_and_keeps_references(tmp_path: Path
         ]
     engine.dispose()
     assert values == ["wal", 30_000, 1]
+
+
+def test_migrations_run_without_references_so_that_a_table_made_anew_costs_no_other_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def look(config: Config, _target: str) -> None:
+        seen.append(config.attributes["connection"].scalar(text("PRAGMA foreign_keys")))
+
+    monkeypatch.setattr(alembic.command, "upgrade", look)
+    open_database(_url(tmp_path)).dispose()
+    assert seen == [0]
 
 
 def test_a_database_of_a_newer_version_is_refused_with_the_remedy(tmp_path: Path) -> None:
