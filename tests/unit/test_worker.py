@@ -96,7 +96,7 @@ def test_what_fails_twice_at_one_step_is_not_tried_a_third_time(tmp_path: Path, 
 
     assert ending.outcome is Outcome.FAILED
     assert reporter is None
-    assert "failed twice at epoch 1, step" in ending.reason
+    assert "failed twice at epoch 1, train step" in ending.reason
     assert "sample 7 cannot be read" in ending.reason
     assert ending.traceback is not None
     assert "failing_job.py" in ending.traceback

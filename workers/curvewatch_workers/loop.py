@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from curvewatch_workers.batches import BatchPlan, index_checksum, validation_shares
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
-from curvewatch_workers.contract import EpochFinished, EpochRecord, JobSpec, Outcome
+from curvewatch_workers.contract import EpochFinished, EpochRecord, JobSpec, Outcome, Split
 from curvewatch_workers.data import Batch, ShareLoader
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper
 from curvewatch_workers.group import Group
@@ -36,6 +37,15 @@ def seed_everything(seed: int, epoch: int, rank: int) -> None:
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)
+
+
+class Position(NamedTuple):
+    """Where in a run a worker is."""
+
+    epoch: int
+    split: Split
+    step: int
+    """Batch of the pass, from 0; its data is being loaded or used."""
 
 
 class Trainer:
@@ -83,8 +93,8 @@ class Trainer:
         self._validation_loader = self._loader(task.validation)
         self._records: tuple[EpochRecord, ...] = ()
         self._checkpointed_at = -sys.float_info.max
-        self.position = (0, 0)
-        """Epoch and step that are being trained, for the report of an error."""
+        self.position = Position(0, "train", 0)
+        """What is being done, for the report of an error."""
 
     def resume(self) -> int:
         """Go on from the latest checkpoint, if there is one; return the last finished epoch, 0 without one."""
@@ -127,7 +137,7 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self._group.device)
         train, learning_rate, gradient_norm = self._train_pass(model, epoch)
         self._agree_on_buffers()
-        validation = self._validation_pass()
+        validation = self._validation_pass(epoch)
         notes = LeaderNotes(
             control=self._reporter.control(),
             checkpoint_allowed=time.monotonic() - self._checkpointed_at
@@ -167,8 +177,8 @@ class Trainer:
         totals, samples, checksum = self._new_totals(), 0, 0
         learning_rate, gradient_norm = 0.0, torch.zeros((), device=group.device)
         batches = self._train_loader.batches(lambda: self._plan.shares(epoch, group.rank, group.world_size))
+        self.position = Position(epoch, "train", 0)
         for step, batch in enumerate(batches):
-            self.position = (epoch, step)
             losses = self._forward(model, batch, totals)
             optimizer.zero_grad(set_to_none=True)
             scaled = losses.sum() * (group.world_size / self._plan.step_samples(step))
@@ -182,20 +192,23 @@ class Trainer:
             self._step_schedule(None)
             samples += len(batch.indices)
             checksum += index_checksum(batch.indices)
+            self.position = Position(epoch, "train", step + 1)
         return PassTotals(totals=totals, samples=samples, checksum=checksum), learning_rate, gradient_norm
 
     @torch.inference_mode()
-    def _validation_pass(self) -> PassTotals:
+    def _validation_pass(self, epoch: int) -> PassTotals:
         """Measure this rank's shard on the unwrapped model: a DDP forward is a collective, and shards are uneven."""
         self._model.eval()
         group = self._group
         totals, samples, checksum = self._new_totals(), 0, 0
         batch_size = -(-self._spec.training.global_batch_size // group.world_size)
         shares = lambda: validation_shares(self._samples[1], group.rank, group.world_size, batch_size)  # noqa: E731
-        for batch in self._validation_loader.batches(shares):
+        self.position = Position(epoch, "validation", 0)
+        for step, batch in enumerate(self._validation_loader.batches(shares)):
             self._forward(self._model, batch, totals)
             samples += len(batch.indices)
             checksum += index_checksum(batch.indices)
+            self.position = Position(epoch, "validation", step + 1)
         return PassTotals(totals=totals, samples=samples, checksum=checksum)
 
     def _forward(self, model: nn.Module, batch: Batch, totals: Totals) -> Tensor:

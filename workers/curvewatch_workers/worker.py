@@ -15,7 +15,7 @@ from curvewatch_workers.checkpoint import Checkpoints
 from curvewatch_workers.contract import AttemptStarted, Outcome, RunLayout, WorkerJob
 from curvewatch_workers.errors import TaskError, UserCodeError, user_traceback
 from curvewatch_workers.group import Group
-from curvewatch_workers.loop import Trainer, seed_everything, utc_now
+from curvewatch_workers.loop import Position, Trainer, seed_everything, utc_now
 from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.task import TrainingTask, load_task
 
@@ -38,12 +38,11 @@ class _Failure(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     error: str
-    epoch: int
-    step: int
+    position: Position
     traceback: str
 
     def same_as(self, other: _Failure) -> bool:
-        return (self.error, self.epoch, self.step) == (other.error, other.epoch, other.step)
+        return (self.error, self.position) == (other.error, other.position)
 
 
 def run_worker(
@@ -157,13 +156,10 @@ def _create(path: Path) -> bool:
     return True
 
 
-def _keep_failure(
-    layout: RunLayout, attempt: int, rank: int, position: tuple[int, int], error: Exception
-) -> None:
+def _keep_failure(layout: RunLayout, attempt: int, rank: int, position: Position, error: Exception) -> None:
     failure = _Failure(
         error=f"{type(error).__name__}: {error}",
-        epoch=position[0],
-        step=position[1],
+        position=position,
         traceback=user_traceback(error),
     )
     path = layout.attempts / f"{attempt:06d}-failure-{rank:04d}.json"
@@ -192,8 +188,9 @@ def _repeated_failure(layout: RunLayout) -> str | None:
 
 
 def _failed(failure: _Failure) -> WorkerEnding:
+    epoch, split, step = failure.position
     return WorkerEnding(
         outcome=Outcome.FAILED,
-        reason=f"failed twice at epoch {failure.epoch}, step {failure.step + 1}: {failure.error}",
+        reason=f"failed twice at epoch {epoch}, {split} step {step + 1}: {failure.error}",
         traceback=failure.traceback,
     )
