@@ -155,7 +155,7 @@ class Client:
         return self._send("GET", "/metrics").text
 
     def health(self) -> Health:
-        """Return whether the service's cluster answers; that the service itself does is shown by the answer."""
+        """Return what the service says of itself."""
         return self._read(Health, self._send("GET", "/readyz"))
 
     def find(self, name: str) -> RunView:

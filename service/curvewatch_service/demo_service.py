@@ -53,10 +53,12 @@ class DemoService:
         command = [sys.executable, "-m", "curvewatch_service.cli", "serve", "--host", "127.0.0.1"]
         # Settings of this shell are for the user's own service, not for this one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        # What Ray's processes leave in the temporary folder when they are killed goes with our folder.
+        environment |= {PROFILE_VARIABLE: str(self.profile_path), "TMPDIR": str(self.folder)}
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, "--port", port, "--data-dir", str(self.folder / "data")],
-                env=environment | {PROFILE_VARIABLE: str(self.profile_path)},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

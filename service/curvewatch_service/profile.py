@@ -51,14 +51,30 @@ def read_profile(path: Path | None = None) -> Profile:
     try:
         return Profile.model_validate_json(text)
     except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}"
-            for problem in error.errors(include_url=False, include_input=False)
-        )
         raise ProfileError(
             f'the profile {path} must be JSON like {{"server": "http://127.0.0.1:8420", "token": "cw_..."}}: '
-            f"{wrong}"
+            f"{_wrong(error)}"
         ) from error
+
+
+def profile_of(server: str, token: str) -> Profile:
+    """Return the profile of a service and a token that a user typed.
+
+    Raises:
+        ProfileError: One of them cannot be used; the token is not repeated.
+    """
+    try:
+        return Profile(server=server, token=token)
+    except ValidationError as error:
+        raise ProfileError(
+            f"service {server!r} and the token that was given cannot be used: {_wrong(error)}; an address is "
+            "like http://127.0.0.1:8420, a token like cw_..."
+        ) from error
+
+
+def _wrong(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in problems)
 
 
 def write_profile(profile: Profile) -> Path:

@@ -175,12 +175,14 @@ def verdict_text(diagnosis: DiagnosisView | None) -> RenderableType:
     if diagnosis is None:
         return Text("No verdict: no epoch has finished.", "dim")
     style = VERDICT_STYLES.get(diagnosis.verdict, "yellow")
-    lines = [Text.assemble(("Verdict: ", "bold"), (words(diagnosis.verdict), f"bold {style}"))]
-    lines.append(Text(f"  {diagnosis.summary}"))
-    lines += [Text(f"  - {evidence.message}") for evidence in diagnosis.evidence]
+    # The second column keeps its indentation where a long sentence is wrapped.
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_row("", Text(diagnosis.summary))
+    for evidence in diagnosis.evidence:
+        table.add_row(" -", Text(evidence.message))
     if diagnosis.advice:
-        lines.append(Text.assemble(("  Advice: ", "bold"), diagnosis.advice))
-    return Group(*lines)
+        table.add_row("", Text.assemble(("Advice: ", "bold"), diagnosis.advice))
+    return Group(Text.assemble(("Verdict: ", "bold"), (words(diagnosis.verdict), f"bold {style}")), table)
 
 
 def receipt_table(epochs: Sequence[EpochView]) -> RenderableType:

@@ -75,8 +75,15 @@ class LineWatcher(_Plain):
     def show(self, change: Change) -> None:
         """Write what is new."""
         run = change.run
+        if not change.ended:
+            self._show_status(change)
         for epoch in change.new_epochs:
             self._line(terminal.epoch_line(epoch, change.epochs, run.epochs_planned))
+        if change.ended:
+            self._show_status(change)
+
+    def _show_status(self, change: Change) -> None:
+        run = change.run
         status = f"waiting: {change.away}" if change.away else f"{run.run_id} {run.state}: {run.reason}"
         if status != self._status:
             self._line(status)
@@ -129,7 +136,7 @@ class LiveWatcher:
         )
         self._task = self._progress.add_task("", total=None, state="", left="")
         self._below = Text()
-        self._live = Live(get_renderable=self._draw, console=console, refresh_per_second=8, transient=True)
+        self._live = Live(get_renderable=self.__rich__, console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -163,5 +170,5 @@ class LiveWatcher:
         else:
             self._below = Text(f"  {run.reason}", "dim")
 
-    def _draw(self) -> RenderableType:
+    def __rich__(self) -> RenderableType:
         return Group(self._progress, self._below)

@@ -96,19 +96,22 @@ def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_module_gets_a_suggestion(tmp_path: Path) -> None:
-    job = write(tmp_path, task="digit:build", digits="def build(): ...", other="")
-    assert problem_of(job).endswith("did you mean 'digits'?")
-    assert problem_of(job).startswith(f"code.task: module 'digit' is not in {tmp_path}")
+    told = problem_of(write(tmp_path, task="digit:build", digits="def build(): ...", other=""))
+    assert told.startswith("code.task: there is no digit.py")
+    assert told.endswith(f"did you mean 'digits'? (in {tmp_path})")
 
 
 def test_an_unlike_module_gets_what_there_is(tmp_path: Path) -> None:
-    assert problem_of(write(tmp_path, task="zzz:build", first="", second="")).endswith(
-        "known there: first, second"
-    )
+    told = problem_of(write(tmp_path, task="zzz:build", first="", second=""))
+    assert f"found there: first, second (in {tmp_path})" in told
 
 
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:
-    assert problem_of(write(tmp_path)).endswith("it has no Python module at all")
+    assert "it holds no Python file at all" in problem_of(write(tmp_path))
+
+
+def test_a_module_of_an_installed_package_is_taken(tmp_path: Path) -> None:
+    assert read_job_folder(write(tmp_path, task="curvewatch_service.anything:build")).code == tmp_path
 
 
 def test_a_misspelt_callable_gets_a_suggestion(tmp_path: Path) -> None:

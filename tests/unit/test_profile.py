@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from curvewatch_service.profile import Profile, ProfileError, profile_path, read_profile, write_profile
+from curvewatch_service.profile import (
+    Profile,
+    ProfileError,
+    profile_of,
+    profile_path,
+    read_profile,
+    write_profile,
+)
 
 PROFILE = Profile(server="http://127.0.0.1:8420", token="cw_secret")
 
@@ -76,3 +83,14 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("CURVEWATCH_PROFILE", str(tmp_path / "file" / "profile.json"))
     with pytest.raises(ProfileError, match="cannot be written"):
         write_profile(PROFILE)
+
+
+def test_what_a_user_typed_is_told_without_the_token() -> None:
+    assert profile_of("http://127.0.0.1:8420", "cw_secret") == PROFILE
+    with pytest.raises(
+        ProfileError, match=r"service 'localhost:8420' .* server: .* http://127\.0\.0\.1:8420"
+    ):
+        profile_of("localhost:8420", "cw_secret")
+    with pytest.raises(ProfileError) as caught:
+        profile_of("http://x", "hush hush")
+    assert "hush" not in str(caught.value)

@@ -117,12 +117,14 @@ def test_text_of_others_is_shown_and_not_interpreted() -> None:
 
 
 def test_the_verdict_has_summary_evidence_and_advice() -> None:
-    lines = plain(terminal.verdict_text(diagnosis_view())).splitlines()
-    assert lines == [
+    lines = plain(terminal.verdict_text(diagnosis_view()), width=32).splitlines()
+    assert [line.rstrip() for line in lines] == [
         "Verdict: overfitting",
-        "  Validation loss rises while train loss falls.",
-        "  - validation loss rose from 0.67 to 0.96",
-        "  Advice: Stop at epoch 7.",
+        "   Validation loss rises while",
+        "   train loss falls.",
+        " - validation loss rose from",
+        "   0.67 to 0.96",
+        "   Advice: Stop at epoch 7.",
     ]
     assert plain(terminal.verdict_text(None)) == "No verdict: no epoch has finished.\n"
 

@@ -6,8 +6,8 @@ unknown run, a wrong token, a service that is away); 130 interrupted.
 
 from __future__ import annotations
 
-import contextlib
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -69,13 +69,15 @@ def main() -> None:
             # A terminal that cannot show a character shows another one; that is no reason to fail.
             stream.reconfigure(errors="replace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough.
-        with contextlib.suppress(OSError):
-            sys.stdout.close()
+        # The reader of our output, such as `head`, has seen enough; Python's own last flush must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         if not _is_users(error):

@@ -38,7 +38,7 @@ EXIT_INTERRUPTED = 130
 def connect(server: str | None, token: str | None) -> Client:
     """Return a client for the service that the options, else the profile, name."""
     from curvewatch_service.client import Client
-    from curvewatch_service.profile import Profile, read_profile
+    from curvewatch_service.profile import profile_of, read_profile
 
     if server is None or token is None:
         profile = read_profile()
@@ -48,7 +48,7 @@ def connect(server: str | None, token: str | None) -> Client:
                 f"the profile's token is for {profile.server}, not for {server}; give --token as well"
             )
         server, token = server or profile.server, token or profile.token
-    named = Profile.model_validate({"server": server, "token": token})
+    named = profile_of(server, token)
     return Client(named.server, named.token)
 
 

@@ -20,6 +20,7 @@
       name: split,
       x: epochs.map((epoch) => epoch.epoch),
       y: epochs.map((epoch) => value(epoch[split])),
+      cliponaxis: false,
       mode: epochs.length > 60 ? "lines" : "lines+markers",
       line: { color: color(split), width: 2.25 },
       marker: { color: color(split), size: 6, symbol },
@@ -53,15 +54,19 @@
       font: { color: color("muted"), family: "inherit", size: 12 },
       hovermode: "x unified",
       hoverlabel: { bgcolor: color("card"), bordercolor: grid, font: { color: color("text") } },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: color("text") } },
-      xaxis: { title: { text: "epoch" }, gridcolor: grid, zeroline: false, tickformat: "d", ...wholeTicks() },
+      legend: { orientation: "h", xref: "container", x: 0, y: 1.02, yanchor: "bottom", font: { color: color("text") } },
+      xaxis: { title: { text: "epoch" }, gridcolor: grid, zeroline: false, tickformat: "d", ...epochAxis() },
       yaxis: { gridcolor: grid, zeroline: false, ...yaxis },
       shapes: line ? [line] : [],
     };
   }
 
-  // Epochs are whole numbers; left alone, a short run would get ticks at halves.
-  const wholeTicks = () => (epochs.length < 10 ? { dtick: 1 } : { nticks: 12 });
+  // Epochs are whole numbers from 1; left alone, the axis would begin at 0 and a short run get ticks at halves.
+  function epochAxis() {
+    const [first, last] = [epochs[0].epoch, epochs.at(-1).epoch];
+    const ticks = last - first < 10 ? { dtick: 1 } : { nticks: 12 };
+    return { range: [first - 0.6, last + 0.6], ...ticks };
+  }
 
   const CONFIG = { displayModeBar: false, responsive: true };
 
