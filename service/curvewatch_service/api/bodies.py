@@ -33,10 +33,8 @@ async def read_body(request: Request, *, limit: int) -> bytes:
     Raises:
         TooLargeError: It has more.
     """
-    remedy = "send fewer messages at once"
-    return b"".join(
-        [chunk async for chunk in _limited(request, limit=limit, what="the request", remedy=remedy)]
-    )
+    rule = f"the limit is {limit}; send fewer messages at once"
+    return b"".join([chunk async for chunk in _limited(request, limit=limit, what="the request", rule=rule)])
 
 
 async def read_upload(request: Request, *, max_code_bytes: int) -> Upload:
@@ -55,7 +53,7 @@ async def read_upload(request: Request, *, max_code_bytes: int) -> Upload:
         request,
         limit=max_code_bytes + SPEC_BYTES + _FRAMING_BYTES,
         what="the job with its zipped code folder",
-        remedy=f"the code may have {max_code_bytes} bytes zipped: {_CODE_REMEDY}",
+        rule=f"the limit for the code is {max_code_bytes} bytes zipped; {_CODE_REMEDY}",
     )
     parser = MultiPartParser(request.headers, stream, max_files=2, max_fields=2, max_part_size=SPEC_BYTES)
     try:
@@ -89,7 +87,7 @@ async def _part(form: FormData, name: str, *, limit: int, remedy: str) -> bytes:
     return data
 
 
-async def _limited(request: Request, *, limit: int, what: str, remedy: str) -> AsyncGenerator[bytes, None]:
+async def _limited(request: Request, *, limit: int, what: str, rule: str) -> AsyncGenerator[bytes, None]:
     """Pass a body on, and end it as soon as it is known to be too large."""
     announced = request.headers.get("Content-Length", "")
     size = int(announced) if announced.isdecimal() else 0
@@ -101,4 +99,4 @@ async def _limited(request: Request, *, limit: int, what: str, remedy: str) -> A
                 break
             yield chunk
     if size > limit:
-        raise TooLargeError(f"{what} has {size} bytes or more, the limit is {limit}; {remedy}")
+        raise TooLargeError(f"{what} has {size} bytes or more, {rule}")
