@@ -187,6 +187,7 @@ def _say_how_to_go_on(console: Console, service: DemoService) -> None:
         f"  token     in {service.profile_path}\n"
         f"  CLI       export CURVEWATCH_PROFILE={service.profile_path}; curvewatch runs\n"
         f"  log       {service.log_path}\n"
-        f"  end it    kill {service.pid}; rm -r {service.folder}",
+        f"  end it    kill {service.pid}\n"
+        f"  folder    {service.folder} can be removed after that",
         soft_wrap=True,
     )

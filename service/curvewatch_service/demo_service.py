@@ -19,6 +19,7 @@ from curvewatch_service.settings import PREFIX
 
 START_SECONDS = 120.0
 STOP_SECONDS = 90.0
+LONGEST_TEMP_DIR = 16
 _POLL_SECONDS = 0.1
 _LOG_LINES = 20
 
@@ -31,8 +32,9 @@ class DemoService:
     """Start a service on a free port with its own data folder, profile and local Ray."""
 
     def __init__(self) -> None:
-        # A short path: Ray's sockets lie below it, and a socket's path is limited to 107 bytes.
-        self.folder = Path(tempfile.mkdtemp(prefix="cw-demo-"))
+        # Ray's sockets lie below it, and the path of a socket is limited to 107 bytes.
+        short = len(tempfile.gettempdir()) <= LONGEST_TEMP_DIR
+        self.folder = Path(tempfile.mkdtemp(prefix="cw-", dir=None if short else "/tmp"))  # noqa: S108
         self.server = f"http://127.0.0.1:{_free_port()}"
         self.profile_path = self.folder / "profile.json"
         self.log_path = self.folder / "service.log"

@@ -19,7 +19,7 @@ END_SECONDS = 120
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
     """Return a folder with a short path: Ray's sockets lie below it."""
-    folder = Path(tempfile.mkdtemp(prefix="cwt-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="cw", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
