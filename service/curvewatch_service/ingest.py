@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from curvewatch_service.errors import BadRequestError
 from curvewatch_service.rows import add_event, visible_epochs
 from curvewatch_service.tables import AttemptRow, EpochRow, RunRow
+from curvewatch_workers import diagnosis
 from curvewatch_workers.contract import (
     SPLITS,
     AttemptStarted,
@@ -26,7 +27,7 @@ from curvewatch_workers.contract import (
     RunFinished,
     WorkerEvent,
 )
-from curvewatch_workers.diagnosis import Curve, diagnose, summarize
+from curvewatch_workers.diagnosis import Curve
 
 LARGEST_INTEGER = 2**63 - 1
 _logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ def curve_of(points: Sequence[Point]) -> Curve:
 
 def describe_curve(curve: Curve, *, window: int) -> dict[str, Any]:
     """Return the fields of a curve's `Diagnosis` and `CurveSummary` as JSON, null where not finite."""
-    fields = {**asdict(diagnose(curve)), **asdict(summarize(curve, window=window))}
+    fields = {**asdict(diagnosis.diagnose(curve)), **asdict(diagnosis.summarize(curve, window=window))}
     finite: dict[str, Any] = _finite(fields)
     return finite
 
