@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import logging
 import signal
 import socket
@@ -20,8 +19,8 @@ from curvewatch_service.auth import TokenStore
 from curvewatch_service.cluster import Endpoint, RayCluster
 from curvewatch_service.code import CodeLimits, CodeStore
 from curvewatch_service.embedded import EmbeddedRay
-from curvewatch_service.errors import ClusterUnavailableError, SettingsError
-from curvewatch_service.profile import Profile, profile_path, write_profile
+from curvewatch_service.errors import ClusterUnavailableError, ServiceError, SettingsError
+from curvewatch_service.first_token import local_url, provide_token
 from curvewatch_service.ray_head import JOB_STOP_SECONDS
 from curvewatch_service.reconcile import Reconciler, ReconcilerLoop
 from curvewatch_service.services import Services
@@ -45,7 +44,8 @@ def serve(settings: Settings) -> None:
     """Run the service until SIGINT or SIGTERM, then end it in order; a second signal ends the wait for runs.
 
     Raises:
-        SettingsError: Another service has the data folder or the port.
+        SettingsError: Another service has the data folder or the port, or the profile cannot be written.
+        ServiceError: The HTTP server ended by itself.
     """
     _configure_logging()
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -84,21 +84,18 @@ class _Server:
 
         http = _HttpThread(create_app(self._services), on_end=self._end.set)
         with _signals(self._on_signal):
-            _issue_first_token(self._services)
+            provide_token(self._services)
             http.start(listener)
             if self._keeper is not None:
                 self._keeper.start()
             self._loop.start()
-            logger.info(
-                "Curvewatch is at %s; its token is in %s.",
-                _local_url(self._settings),
-                profile_path(),
-                extra={"action": "service_started"},
-            )
+            logger.info("Curvewatch is at %s", local_url(self._settings), extra={"action": "service_started"})
             self._end.wait()
             self._shut_down()
             http.stop()
             self._cluster.close()
+        if http.failed:
+            raise ServiceError("the HTTP server ended by itself; the log above says why")
         logger.info("Curvewatch has ended.", extra={"action": "service_ended"})
 
     def _on_signal(self, number: int) -> None:
@@ -163,6 +160,7 @@ class _HttpThread:
         self._on_end = on_end
         self._thread = threading.Thread(target=self._run, name="curvewatch-http", daemon=True)
         self._listener: socket.socket | None = None
+        self.failed = False
 
     def start(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -175,7 +173,10 @@ class _HttpThread:
     def _run(self) -> None:
         try:
             self._server.run(sockets=[self._listener] if self._listener is not None else None)
+        except Exception:
+            logger.exception("The HTTP server failed.", extra={"action": "http_failed"})
         finally:
+            self.failed = not self._server.should_exit
             self._on_end()
 
 
@@ -217,38 +218,6 @@ def _endpoint_of(settings: Settings, ray: EmbeddedRay | None) -> Callable[[], En
         return ray.endpoint
     endpoint = Endpoint(url=settings.ray_address or "", token_path=settings.ray_token_path)
     return lambda: endpoint
-
-
-def _issue_first_token(services: Services) -> None:
-    """Make a token when there is none yet, and write it where the command line finds it.
-
-    A profile that is there stays beside the new one: it may hold the only copy of another service's token.
-    """
-    if not services.tokens.empty:
-        return
-    path = profile_path()
-    if path.exists():
-        kept = path.with_name(f"{path.name}.previous")
-        path.replace(kept)
-        logger.warning(
-            "The profile that was at %s is kept as %s.", path, kept, extra={"action": "profile_replaced"}
-        )
-    token = services.tokens.issue(_user_name())
-    write_profile(Profile(server=_local_url(services.settings), token=token))
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        # In a container the user may have a number only.
-        return "admin"
-
-
-def _local_url(settings: Settings) -> str:
-    """Return the service's address as this machine reaches it."""
-    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - not bound to
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from curvewatch_service import processes
+from curvewatch_service.auth import TokenStore
 from curvewatch_service.ray_head import MARK, HeadState
 from curvewatch_service.runs import RunState
 from curvewatch_service.store import Store
@@ -111,9 +112,22 @@ def test_the_first_start_writes_a_profile_and_later_ones_leave_it(hasty_service:
     assert hasty_service.terminate() == 0
     assert time.monotonic() - begin < 20
     assert processes.family(state.pid, state.started, (MARK, state.mark)) == []
+    hasty_service.start()
+    assert hasty_service.token == token
+    assert hasty_service.terminate() == 0
     database = (hasty_service.data_dir / "curvewatch.db").read_bytes()
     assert token.encode() not in database
     assert token not in hasty_service.log()
+
+
+def test_a_profile_that_cannot_be_written_costs_no_token(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused = _serve(free_port(), tmp_path / "data", tmp_path / "file" / "profile.json")
+    assert refused.returncode == 2
+    assert "profile.json" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    with closing(Store(f"sqlite:///{tmp_path / 'data' / 'curvewatch.db'}")) as store:
+        assert TokenStore(store).empty
 
 
 def _head(service: ServiceProcess) -> HeadState | None:

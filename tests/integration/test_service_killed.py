@@ -15,7 +15,6 @@ from curvewatch_workers.contract import RunLayout
 from ray_support import ServiceProcess, until
 
 EPOCHS = 60
-WORKERS = 2
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +27,14 @@ def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServicePro
         started.destroy()
 
 
-@pytest.fixture
-def run_in_the_middle(own_service: ServiceProcess, project_root: Path) -> str:
+def _begin_run(service: ServiceProcess, project_root: Path, *, workers: int) -> str:
     """Start the service unless it runs, submit digits, and wait until it is in the middle of its epochs."""
-    if own_service.process is None or own_service.process.poll() is not None:
-        own_service.start()
-    run_id = own_service.submit(
-        project_root / "examples" / "digits",
-        training={"epochs": EPOCHS},
-        scaling={"workers": WORKERS},
+    if service.process is None or service.process.poll() is not None:
+        service.start()
+    run_id = service.submit(
+        project_root / "examples" / "digits", training={"epochs": EPOCHS}, scaling={"workers": workers}
     )
-    own_service.wait_for_epoch(run_id, 2)
+    service.wait_for_epoch(run_id, 2)
     return run_id
 
 
@@ -59,13 +55,13 @@ def _require_every_epoch_once(run: RunView, epochs: list[EpochView], metrics: st
     for epoch in epochs:
         assert epoch.train.receipt.exact
         assert epoch.validation.receipt.exact
-        assert epoch.world_size == WORKERS
+        assert epoch.world_size == run.spec.scaling.workers
     samples = epochs[0].train.receipt.samples_expected
     assert f'curvewatch_samples_total{{run="digits",run_id="{run.run_id}"}} {EPOCHS * samples}.0' in metrics
 
 
-def test_a_killed_service_finds_its_run_again(own_service: ServiceProcess, run_in_the_middle: str) -> None:
-    run_id = run_in_the_middle
+def test_a_killed_service_finds_its_run_again(own_service: ServiceProcess, project_root: Path) -> None:
+    run_id = _begin_run(own_service, project_root, workers=2)
     own_service.kill()
     told = _spooled_epochs(own_service, run_id)
     assert told < EPOCHS, "the run was over before the service was killed: this tests nothing"
@@ -81,9 +77,9 @@ def test_a_killed_service_finds_its_run_again(own_service: ServiceProcess, run_i
 
 
 def test_an_orderly_stop_pauses_the_run_and_the_next_start_resumes_it(
-    own_service: ServiceProcess, run_in_the_middle: str
+    own_service: ServiceProcess, project_root: Path
 ) -> None:
-    run_id = run_in_the_middle
+    run_id = _begin_run(own_service, project_root, workers=1)
     assert own_service.terminate() == 0
     told = _spooled_epochs(own_service, run_id)
     assert told < EPOCHS, "the run was over before the service was stopped: this tests nothing"
@@ -101,8 +97,8 @@ def test_an_orderly_stop_pauses_the_run_and_the_next_start_resumes_it(
     assert [epoch.attempt for epoch in epochs] == [1] * told + [2] * (EPOCHS - told)
 
 
-def test_a_run_outlives_the_death_of_its_ray(own_service: ServiceProcess, run_in_the_middle: str) -> None:
-    run_id = run_in_the_middle
+def test_a_run_outlives_the_death_of_its_ray(own_service: ServiceProcess, project_root: Path) -> None:
+    run_id = _begin_run(own_service, project_root, workers=1)
     head = json.loads((own_service.data_dir / "embedded.json").read_text())["pid"]
     os.kill(head, signal.SIGKILL)
     run, epochs, metrics = _finish(own_service, run_id)

@@ -1,0 +1,67 @@
+"""The token that the service makes by itself, so that whoever starts it can use it."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+from pathlib import Path
+
+from curvewatch_service.errors import SettingsError
+from curvewatch_service.profile import PROFILE_VARIABLE, Profile, profile_path, write_profile
+from curvewatch_service.services import Services
+from curvewatch_service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def provide_token(services: Services) -> None:
+    """Make a token and write it where the command line finds it, at the first start or when nothing is there.
+
+    A profile that is there at the first start stays beside the new one: it may hold the only copy of
+    another service's token.
+
+    Raises:
+        SettingsError: The profile cannot be written; then no token was made.
+    """
+    path = profile_path()
+    if path.exists():
+        if not services.tokens.empty:
+            return
+        kept = path.with_name(f"{path.name}.previous")
+        path.replace(kept)
+        logger.warning(
+            "The profile that was at %s is kept as %s.", path, kept, extra={"action": "profile_replaced"}
+        )
+    # The store keeps only a hash: a token that could not be written down afterwards would be lost.
+    _require_writable(path)
+    token = services.tokens.issue(_user_name())
+    write_profile(Profile(server=local_url(services.settings), token=token))
+    logger.info("A token for this service is in %s.", path, extra={"action": "token_issued"})
+
+
+def _require_writable(path: Path) -> None:
+    probe = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"the profile {path} cannot be written ({error.strerror}), and it is where the service's token "
+            f"belongs; set {PROFILE_VARIABLE} to another path"
+        ) from error
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # In a container the user may have a number only.
+        return "admin"
+
+
+def local_url(settings: Settings) -> str:
+    """Return the service's address as this machine reaches it."""
+    host = "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 - not bound to
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
