@@ -12,7 +12,7 @@ from pathlib import Path
 import plotly
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from curvewatch_service.terminal import number, span, words
+from curvewatch_service.terminal import age, number, words
 
 _HERE = Path(__file__).parent / "static"
 _FILES = {
@@ -76,7 +76,7 @@ def environment() -> Environment:
         "tone": lambda verdict: _TONES.get(verdict, "warn"),
         # The key `state_running` is the event that the run is running now.
         "happening": lambda reason: words(reason.removeprefix("state_")).capitalize(),
-        "age": lambda moment: span((datetime.now(UTC) - moment).total_seconds()),
+        "age": lambda moment: age((datetime.now(UTC) - moment).total_seconds()),
         "moment": lambda moment: f"{moment:%Y-%m-%d %H:%M:%S} UTC",
         "clock": lambda moment: f"{moment:%H:%M:%S}",
     }

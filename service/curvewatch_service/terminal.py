@@ -62,6 +62,11 @@ def span(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def age(seconds: float) -> str:
+    """Write a length of time in its largest unit: `42 s`, `3 min`, `2 h`, `5 d`."""
+    return " ".join(span(seconds).split()[:2])
+
+
 def seconds_left(epochs: Sequence[EpochView], planned: int) -> float | None:
     """Estimate the seconds to the last planned epoch from the latest epochs; None before the first."""
     if not epochs:
@@ -103,11 +108,11 @@ def runs_table(runs: Sequence[RunSummary], *, now: datetime | None = None) -> Ta
     """Draw a list of runs."""
     now = now or datetime.now(UTC)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("RUN", no_wrap=True, overflow="fold")
+    table.add_column("RUN", overflow="fold")
     table.add_column("STATE", no_wrap=True)
     table.add_column("EPOCH", justify="right", no_wrap=True)
     table.add_column("TRAIN", justify="right", no_wrap=True)
-    table.add_column("VALIDATION", justify="right", no_wrap=True)
+    table.add_column("VAL", justify="right", no_wrap=True)
     table.add_column("VERDICT", no_wrap=True)
     table.add_column("AGE", justify="right", no_wrap=True)
     for run in runs:
@@ -118,7 +123,7 @@ def runs_table(runs: Sequence[RunSummary], *, now: datetime | None = None) -> Ta
             number(run.train_loss),
             number(run.validation_loss),
             Text(words(run.verdict), VERDICT_STYLES.get(run.verdict or "", "yellow")),
-            span((now - run.created_at) / timedelta(seconds=1)),
+            age((now - run.created_at) / timedelta(seconds=1)),
         )
     return table
 

@@ -79,27 +79,22 @@ def test_an_epoch_of_a_later_attempt_or_without_exact_receipt_says_so() -> None:
     assert line.endswith("  receipt NOT exact")
 
 
-def test_the_list_of_runs_has_each_run_on_one_line() -> None:
+def test_the_list_of_runs_has_each_run_on_one_line_of_80_columns() -> None:
     epochs = curve()
     runs = [
-        run_view(run_id="digits-1", epochs=epochs, diagnosis=diagnosis_view()),
+        run_view(
+            run_id="digits-overfit-ohohgljz", state="SUCCEEDED", epochs=epochs, diagnosis=diagnosis_view()
+        ),
         run_view(run_id="digits-2", state="QUEUED"),
     ]
-    lines = plain(terminal.runs_table(runs, now=BEGIN + timedelta(hours=2))).splitlines()
-    assert lines[0].split() == ["RUN", "STATE", "EPOCH", "TRAIN", "VALIDATION", "VERDICT", "AGE"]
-    assert lines[1].split() == [
-        "digits-1",
-        "RUNNING",
-        "12/12",
-        "0.0921",
-        "0.9621",
-        "overfitting",
-        "2",
-        "h",
-        "00",
-        "min",
+    lines = plain(
+        terminal.runs_table(runs, now=BEGIN + timedelta(minutes=7, seconds=5)), width=80
+    ).splitlines()
+    assert [line.split() for line in lines] == [
+        ["RUN", "STATE", "EPOCH", "TRAIN", "VAL", "VERDICT", "AGE"],
+        ["digits-overfit-ohohgljz", "SUCCEEDED", "12/12", "0.0921", "0.9621", "overfitting", "7", "min"],
+        ["digits-2", "QUEUED", "0/12", "-", "-", "-", "7", "min"],
     ]
-    assert lines[2].split() == ["digits-2", "QUEUED", "0/12", "-", "-", "-", "2", "h", "00", "min"]
 
 
 def test_the_facts_of_a_run_leave_out_what_is_not_known() -> None:

@@ -30,6 +30,7 @@ TokenOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
+PIPE_COLUMNS = 1000
 EXIT_RUN_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -56,7 +57,9 @@ def output() -> Console:
     """Return the console of standard output: text is text, never markup; plain where it is no terminal."""
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, emoji=False)
+    # In a pipe nothing is cut off or wrapped: another program reads it.
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    return Console(markup=False, highlight=False, emoji=False, width=width)
 
 
 def print_json(text: str) -> None:

@@ -42,7 +42,7 @@ def runs(
             "No runs" + (" in this state." if states else " yet. Submit one: curvewatch submit job.yaml")
         )
         return
-    console.print(runs_table(listed.runs), soft_wrap=not console.is_terminal)
+    console.print(runs_table(listed.runs))
     if listed.total > len(listed.runs):
         console.print(
             f"{listed.total - len(listed.runs)} more; --limit {listed.total} lists all.", style="dim"
