@@ -24,7 +24,7 @@ ADVICE: Final[dict[Verdict, str]] = {
     Verdict.UNDERFITTING: (
         "Give the model more capacity (width, depth, better features) or less regularisation (weight decay, "
         "dropout, augmentation). First check that it can learn ten samples by heart: if not, inputs, labels "
-        "or loss are wrong."
+        "or loss are wrong; and that the learning rate has not gone to 0 too soon."
     ),
     Verdict.PLATEAU: (
         "Look at the learning rate: lower it three to ten times if it was constant, and check the schedule "

@@ -38,12 +38,14 @@ def about_validation(reading: Reading, rule: str, epochs: Sequence[int]) -> Evid
 
 
 def percent(share: float) -> str:
-    """Write a share as a percentage of two digits."""
-    return f"{100 * share:.2g} %"
+    """Write a share as a percentage of three digits."""
+    return f"{100 * share:.3g} %"
 
 
 def _path(name: str, series: Sequence[float], epochs: Sequence[int]) -> str:
     first, last = min(epochs), max(epochs)
-    before, now = series[first - 1], series[last - 1]
-    word = "fell" if now < before else "rose" if now > before else "stayed"
-    return f"{name} {word} from {before:.4g} at epoch {first} to {now:.4g} at epoch {last}."
+    before, now = f"{series[first - 1]:.4g}", f"{series[last - 1]:.4g}"
+    if before == now:
+        return f"{name} stayed at {now} from epoch {first} to epoch {last}."
+    word = "fell" if series[last - 1] < series[first - 1] else "rose"
+    return f"{name} {word} from {before} at epoch {first} to {now} at epoch {last}."

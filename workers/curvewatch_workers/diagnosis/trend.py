@@ -143,8 +143,8 @@ class Trend:
         return strength * self.noise / math.sqrt(self.window)
 
     def gain_over(self, epochs: int) -> float:
-        """Return how far the smoothed series has come down over the latest epochs."""
-        return self.smooth[max(len(self.smooth) - 1 - epochs, 0)] - self.level
+        """Return how far the smoothed series is below its lowest before the latest epochs."""
+        return min(self.smooth[: max(len(self.smooth) - epochs, 1)]) - self.level
 
     def rests(self, epochs: int, share: float = FLAT) -> bool:
         """Tell whether the latest epochs gained next to nothing of what was learned, or only noise."""
