@@ -74,7 +74,9 @@ def test_the_last_epoch_is_what_one_process_computes_from_the_checkpoint(
 
 
 def build_digits(project_root: Path) -> TrainingTask:
-    spec = importlib.util.spec_from_file_location("digits", project_root / "examples" / "digits" / "digits.py")
+    spec = importlib.util.spec_from_file_location(
+        "digits", project_root / "examples" / "digits" / "digits.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
