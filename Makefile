@@ -25,7 +25,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy service workers dashboards
-	$(BIN)/mypy tests examples benchmarks scripts
+	$(BIN)/mypy tests examples benchmarks docs/howto
 	$(BIN)/lint-imports
 	$(BIN)/python -m curvewatch_dashboards.build --check
 
