@@ -142,6 +142,9 @@ def test_a_run_is_drawn_with_the_numbers_of_the_store(
         expect(page.get_by_role("region", name="Events").get_by_role("listitem").first).to_contain_text(
             "Succeeded"
         )
+        page.get_by_label("Log scale").check()
+        assert page.evaluate("document.getElementById('loss-chart').layout.yaxis.type") == "log"
+        page.get_by_label("Log scale").uncheck()
         page.get_by_text("Job file").click()
         expect(page.get_by_text("task: digits_overfit:build")).to_be_visible()
         page.get_by_text("Job file").click()
@@ -179,6 +182,27 @@ def test_a_running_run_is_followed_without_a_reload(
         expect(page.locator("#loss-chart .trace").first.locator(".points path")).to_have_count(40)
         expect(page.get_by_role("button", name="Stop run")).to_have_count(0)
         assert page.evaluate("window.neverReloaded")
+        assert visitor.troubles == []
+
+
+def test_a_run_that_fails_shows_the_traceback_of_its_code(
+    browser: Browser, api: ServedApi, running: ShownRun
+) -> None:
+    running.tell(1)
+    with visit(browser, api) as visitor:
+        page = visitor.open(f"/runs/{running.run_id}")
+        expect(page.locator(".badge")).to_have_text("running")
+        assert api.services.store.transition(
+            running.run_id,
+            RunState.FAILED,
+            expected=[RunState.RUNNING],
+            reason="its code raised ValueError",
+            message="its code raised ValueError",
+            traceback="Traceback (most recent call last):\nValueError: no <images> here",
+        )
+        expect(page.get_by_role("region", name="Traceback")).to_contain_text("ValueError: no <images> here")
+        expect(page.locator(".badge")).to_have_text("failed")
+        expect(page.locator(".reason")).to_have_text("its code raised ValueError")
         assert visitor.troubles == []
 
 

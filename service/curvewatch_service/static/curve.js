@@ -34,7 +34,7 @@
       x: [best.epoch],
       y: [value],
       mode: "markers",
-      marker: { color: color("best"), size: 15, symbol: "star", line: { color: color("card"), width: 1.5 } },
+      marker: { color: color("best"), size: 15, symbol: "star", line: { color: color("card"), width: 1 } },
       hovertemplate: "%{y:.5g}<extra>best validation loss</extra>",
     };
   }
@@ -48,13 +48,13 @@
     return {
       autosize: true,
       height: 320,
-      margin: { l: 56, r: 12, t: 8, b: 44 },
+      margin: { l: 48, r: 12, t: 12, b: 44 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: color("muted"), family: "inherit", size: 12 },
       hovermode: "x unified",
       hoverlabel: { bgcolor: color("card"), bordercolor: grid, font: { color: color("text") } },
-      legend: { orientation: "h", xref: "container", x: 0, y: 1.02, yanchor: "bottom", font: { color: color("text") } },
+      showlegend: false, // ours is text of the page, with the symbols of the numbers above
       xaxis: { title: { text: "epoch" }, gridcolor: grid, zeroline: false, tickformat: "d", ...epochAxis() },
       yaxis: { gridcolor: grid, zeroline: false, ...yaxis },
       shapes: line ? [line] : [],
@@ -68,11 +68,25 @@
     return { range: [first - 0.6, last + 0.6], ...ticks };
   }
 
+  function writeLegend(chart, best) {
+    const keys = [["train", "train"], ["validation", "validation"]];
+    if (best) keys.push(["best", `best: epoch ${best.epoch}`]);
+    chart.previousElementSibling.replaceChildren(
+      ...keys.map(([kind, text]) => {
+        const key = document.createElement("span");
+        key.className = `key ${kind}`;
+        key.textContent = text;
+        return key;
+      }),
+    );
+  }
+
   const CONFIG = { displayModeBar: false, responsive: true };
 
   function drawLoss(best) {
     const traces = [trace("train", (split) => split.loss), trace("validation", (split) => split.loss)];
     if (best) traces.push(star(best, best.validation.loss));
+    writeLegend(lossChart, best);
     const type = logScale.checked ? "log" : "linear";
     Plotly.react(lossChart, traces, layout(best, { type, rangemode: type === "linear" ? "tozero" : "normal" }), CONFIG);
   }
@@ -85,12 +99,14 @@
       card.className = "card";
       const title = document.createElement("h2");
       title.textContent = `${name.charAt(0).toUpperCase()}${name.slice(1)} by epoch`;
+      const legend = document.createElement("p");
+      legend.className = "legend";
       chart = document.createElement("div");
       chart.id = id;
       chart.className = "chart";
       chart.setAttribute("role", "img");
       chart.setAttribute("aria-label", `Train and validation ${name} by epoch`);
-      card.append(title, chart);
+      card.append(title, legend, chart);
       metricCharts.append(card);
     }
     return chart;
@@ -100,7 +116,9 @@
     const value = (split) => split.metrics[name] ?? null;
     const traces = [trace("train", value), trace("validation", value)];
     if (best && value(best.validation) !== null) traces.push(star(best, value(best.validation)));
-    Plotly.react(metricChart(name), traces, layout(best, {}), CONFIG);
+    const chart = metricChart(name);
+    writeLegend(chart, best);
+    Plotly.react(chart, traces, layout(best, {}), CONFIG);
   }
 
   function draw() {
