@@ -80,6 +80,8 @@ def plan(run: Run, *, settings: Settings) -> JobRequest:
                 WORKER_JOB_VARIABLE: job.model_dump_json(),
                 # Training workers stay in the code folder, so that the user's relative paths work.
                 "RAY_CHDIR_TO_TRIAL_DIR": "0",
+                # The log is read in files, pipes and pages as well as in terminals.
+                "RAY_COLOR_PREFIX": "0",
             },
         },
         metadata={"run_id": run.run_id, "run": run.name, "owner": run.owner},
