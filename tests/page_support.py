@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 from pydantic import TypeAdapter
@@ -101,6 +102,13 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
+class Site(Protocol):
+    """A service that can be visited."""
+
+    url: str
+    token: str
+
+
 @dataclass
 class Visit:
     """A signed-in browser window, and what went wrong in it."""
@@ -119,7 +127,7 @@ class Visit:
 @contextmanager
 def visit(
     browser: Browser,
-    api: ServedApi,
+    site: Site,
     *,
     size: tuple[int, int] = (1280, 900),
     dark: bool = False,
@@ -131,13 +139,13 @@ def visit(
     )
     page = context.new_page()
     page.set_default_timeout(PAGE_MILLISECONDS)
-    visitor = Visit(page=page, url=api.url)
+    visitor = Visit(page=page, url=site.url)
     page.on("console", lambda line: visitor.troubles.extend([line.text] if line.type == "error" else []))
     page.on("pageerror", lambda error: visitor.troubles.append(str(error)))
     page.on("request", lambda request: _note_foreign(request, visitor))
     try:
         if signed_in:
-            sign_in(visitor, api.token)
+            sign_in(visitor, site.token)
         yield visitor
     finally:
         context.close()

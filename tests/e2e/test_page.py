@@ -1,13 +1,11 @@
 """The page in a real Chromium, showing a run that was really trained.
 
-Pictures go to tests/output/. `CURVEWATCH_README_PICTURES=1` also renews docs/images/run-page.png.
+Pictures go to tests/output/.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -116,7 +114,7 @@ def test_the_list_leads_to_the_run(
 
 
 def test_a_run_is_drawn_with_the_numbers_of_the_store(
-    browser: Browser, api: ServedApi, finished: ShownRun, pictures: Path, project_root: Path
+    browser: Browser, api: ServedApi, finished: ShownRun, pictures: Path
 ) -> None:
     epochs = finished.epochs
     best = min(epochs, key=lambda epoch: epoch.validation.loss)
@@ -151,9 +149,6 @@ def test_a_run_is_drawn_with_the_numbers_of_the_store(
 
         page.screenshot(path=pictures / "run-page.png", full_page=True)
         assert visitor.troubles == []
-    if os.environ.get("CURVEWATCH_README_PICTURES"):
-        (project_root / "docs" / "images").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(pictures / "run-page.png", project_root / "docs" / "images" / "run-page.png")
 
 
 def _row(text: str) -> list[str]:
