@@ -151,7 +151,8 @@ def _temp_dir(data_dir: Path) -> Path:
     """Return an empty folder for Ray's sessions, whose sockets need a short path."""
     folder = data_dir / "ray"
     if len(os.fsencode(f"{folder}{_LONGEST_SOCKET}")) > SOCKET_PATH_LIMIT:
-        return Path(tempfile.mkdtemp(prefix="curvewatch-"))
+        # Not the system's own choice, which may be as long: every POSIX system has /tmp.
+        return Path(tempfile.mkdtemp(prefix="curvewatch-", dir="/tmp"))  # noqa: S108
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     return folder

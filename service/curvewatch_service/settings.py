@@ -95,7 +95,12 @@ def load_settings(**chosen: Any) -> Settings:
     try:
         return Settings(**chosen)
     except ValidationError as error:
-        problems = [_problem(details["loc"], details["msg"], chosen) for details in error.errors()]
+        problems = [
+            _problem(details["loc"], details["msg"], chosen)
+            for details in error.errors()
+            # A default that is derived from a wrong value is no mistake of its own.
+            if details["type"] != "default_factory_not_called"
+        ]
         raise SettingsError("; ".join(problems)) from error
 
 

@@ -79,3 +79,13 @@ def test_settings_do_not_change() -> None:
     settings = load_settings()
     with pytest.raises(ValidationError, match="frozen"):
         settings.port = 1  # type: ignore[misc]
+
+
+def test_a_wrong_value_is_told_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURVEWATCH_PORT", "abc")
+
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+
+    assert str(raised.value).startswith("CURVEWATCH_PORT: ")
+    assert "default factory" not in str(raised.value)
