@@ -152,7 +152,7 @@ def _temp_dir(data_dir: Path) -> Path:
     folder = data_dir / "ray"
     if len(os.fsencode(f"{folder}{_LONGEST_SOCKET}")) > SOCKET_PATH_LIMIT:
         # Not the system's own choice, which may be as long: every POSIX system has /tmp.
-        return Path(tempfile.mkdtemp(prefix="curvewatch-", dir="/tmp"))  # noqa: S108
+        return Path(tempfile.mkdtemp(prefix="curvewatch-", dir="/tmp"))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     return folder
