@@ -40,12 +40,12 @@ def test_a_steady_rise_in_a_few_epochs_counts_from_twenty_percent(rise: float, e
     assert verdict(DECAY[:5], [1.0, 0.5, 0.44, 0.44 + rise / 2, 0.44 + rise]) is expected
 
 
-@pytest.mark.parametrize(("fall", "expected"), [(0.003, Verdict.GOOD_FIT), (0.04, Verdict.OVERFITTING)])
-def test_train_loss_must_fall_for_overfitting(fall: float, expected: Verdict) -> None:
+@pytest.mark.parametrize(("fall", "overfits"), [(0.005, False), (0.02, True)])
+def test_train_loss_must_fall_for_overfitting(fall: float, overfits: bool) -> None:
     # Yardstick of train loss 0.5, two percent of it 0.01.
     train = [*(1 - 0.05 * epoch for epoch in range(10)), *(0.5 - fall * epoch / 29 for epoch in range(30))]
 
-    assert verdict(train, down_and_up(0.4, 0.15)) is expected
+    assert (verdict(train, down_and_up(0.4, 0.15)) is Verdict.OVERFITTING) is overfits
 
 
 @pytest.mark.parametrize(("rest", "expected"), [(0.04, Verdict.GOOD_FIT), (0.015, Verdict.OVERFITTING)])
@@ -143,9 +143,8 @@ def test_a_high_loss_that_still_falls_is_slow_and_one_at_rest_underfits(
     assert verdict(losses, losses) is expected
 
 
-@pytest.mark.parametrize(("epochs", "expected"), [(10, Verdict.UNDERFITTING), (13, Verdict.PLATEAU)])
-def test_a_halt_must_last_five_epochs(epochs: int, expected: Verdict) -> None:
+@pytest.mark.parametrize(("epochs", "halted"), [(10, False), (12, True)])
+def test_a_halt_must_last_five_epochs(epochs: int, halted: bool) -> None:
     losses = [1 - 0.04 * min(epoch, 6) for epoch in range(epochs)]
 
-    assert verdict(losses, losses) in {expected, Verdict.SLOW_CONVERGENCE}
-    assert (verdict(losses, losses) is Verdict.PLATEAU) is (expected is Verdict.PLATEAU)
+    assert (verdict(losses, losses) is Verdict.PLATEAU) is halted

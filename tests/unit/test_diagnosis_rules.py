@@ -228,3 +228,30 @@ def test_a_flagged_epoch_is_not_finite_although_its_mean_is() -> None:
 
     assert diagnosis.verdict is Verdict.NOT_FINITE
     assert diagnosis.evidence[0].epochs == (2,)
+
+
+def wobbling(seed: int, rise: float) -> list[float]:
+    """Come down to 0.4, then wobble by 0.03, more than a rise has to measure; and rise over 40 epochs."""
+    clean = series(60, lambda epoch: 0.4 + 0.6 * math.exp(-epoch / 4) + rise * max(epoch - 20, 0) / 40)
+    return noisy(clean, 0.03, seed)
+
+
+def test_noise_alone_hardly_ever_looks_like_overfitting_at_any_epoch() -> None:
+    train = series(60, lambda epoch: 0.05 + 0.95 * math.exp(-epoch / 20))
+    alarms = 0
+    for seed in range(100):
+        validation = wobbling(seed, 0.0)
+        alarms += any(
+            read(train[:epochs], validation[:epochs]).verdict is Verdict.OVERFITTING
+            for epochs in range(5, 61)
+        )
+
+    assert alarms <= 5
+
+
+def test_a_slow_rise_is_seen_through_the_noise() -> None:
+    train = series(60, lambda epoch: 0.05 + 0.95 * math.exp(-epoch / 20))
+
+    seen = sum(read(train, wobbling(seed, 0.15)).verdict is Verdict.OVERFITTING for seed in range(50))
+
+    assert seen >= 45

@@ -20,11 +20,10 @@ FLAT = 0.03
 
 LEAST_FOR_NOISE = 20
 """Epochs from which noise is estimated, if there are so many: fewer make the estimate itself noise."""
-HEIGHT_PER_LOOK = 2.2
+HEIGHT_PER_LOOK = 2.6
 """Noise of a smoothed value that the height of a rise must beat, for each unit of the logarithm of the epochs:
-the more epochs, the lower the best of them lies by chance, and the more often the question was asked. On curves
-that only wobble, 1 run in 100 gets so high."""
-LINE_PER_LOOK = 1.2
+the more epochs, the lower the best of them lies by chance, and the more often the question was asked."""
+LINE_PER_LOOK = 1.0
 """The same for the slope of a straight line through the epochs since the best, in its standard errors."""
 LEAST_FOR_LINE = 5
 
