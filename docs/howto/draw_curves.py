@@ -1,27 +1,27 @@
 """Draw the pictures of read-a-curve.md: train the examples for real, and check that each gets its verdict.
 
-Run it from the root of the repository: `.venv/bin/python docs/howto/draw_curves.py [PATTERN...]`. It takes about a
-minute on two cores, and fails if a run is diagnosed as anything but what the page says of it.
+Run it from the root of the repository: `.venv/bin/python docs/howto/draw_curves.py [PATTERN...]`. It takes about two
+minutes on two cores, and fails if a run is diagnosed as anything but what the page says of it.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib as mpl
-import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from pydantic import JsonValue
 
-from curvewatch_workers.contract import EpochRecord, JobSpec, read_job_spec
+from curvewatch_workers.contract import EpochRecord, read_job_spec
 from curvewatch_workers.diagnosis import Curve, Diagnosis, Verdict, diagnose
-from curvewatch_workers.loop import seed_everything
-from curvewatch_workers.task import load_task
-from curvewatch_workers.testing import train_alone
+from curvewatch_workers.testing import read_epochs
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images" / "curves"
@@ -83,15 +83,19 @@ PATTERNS = (
 
 
 def run(pattern: Pattern) -> list[EpochRecord]:
-    """Train the pattern's job in this process."""
+    """Train the pattern's job in one process, as a user would who has no cluster."""
     folder = ROOT / "examples" / pattern.example
-    sys.path.insert(0, str(folder))
-    job = read_job_spec(folder).model_dump()
+    job = read_job_spec(folder).model_dump(mode="json")
+    job["code"]["working_dir"] = str(folder)
     job["params"] |= pattern.params
     job["training"] |= pattern.training
-    spec = JobSpec.model_validate(job)
-    seed_everything(spec.training.seed, 0, 0)
-    return train_alone(spec, load_task(spec))
+    with tempfile.TemporaryDirectory() as output:
+        file = Path(output, "job.yaml")
+        file.write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-m", "curvewatch_workers.torchrun", str(file), "--output", output]
+        subprocess.run([*command, "--device", "cpu"], check=True, capture_output=True)
+        (spool,) = Path(output).glob("*/spool/*.jsonl")
+        return read_epochs(spool)
 
 
 def curve_of(records: list[EpochRecord]) -> Curve:
@@ -169,7 +173,6 @@ def report(pattern: Pattern, diagnosis: Diagnosis) -> str:
 def main(names: list[str]) -> int:
     """Draw all patterns, or those that are named; return 1 when a verdict is not the one of the page."""
     mpl.use("Agg")
-    torch.set_num_threads(1)
     IMAGES.mkdir(parents=True, exist_ok=True)
     wrong = 0
     for pattern in PATTERNS:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ MINIMAL: dict[str, Any] = {
     "code": {"task": "digits:build"},
     "training": {"epochs": 30, "global_batch_size": 64},
 }
+
+SHORT = "name: a\ncode: {task: a:b}\ntraining: {epochs: 1, global_batch_size: 1}\n"
 
 
 def problems(**changes: Any) -> dict[str, str]:
@@ -60,6 +63,12 @@ def test_every_error_is_told_at_once_with_its_path() -> None:
         ({"labels": {"a": "x\n"}}, "labels.a", "remove control characters"),
         ({"params": {"a b": 1}}, "params", "no Python keyword argument"),
         ({"code": {"task": "digits"}}, "code.task", "as in `digits:build`"),
+        (
+            {"training": {"epochs": True, "global_batch_size": 1}},
+            "training.epochs",
+            "valid integer, got True",
+        ),
+        ({"scaling": {"cpus_per_worker": math.nan}}, "scaling.cpus_per_worker", "finite"),
     ],
 )
 def test_each_message_names_rule_and_remedy(changes: dict[str, Any], path: str, message: str) -> None:
@@ -130,3 +139,28 @@ def test_every_example_is_a_valid_job(project_root: Path) -> None:
 def test_models_are_closed() -> None:
     assert issubclass(JobSpec, BaseModel)
     assert JobSpec.model_config["extra"] == "forbid"
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ("{day: 2026-02-30}", "day is out of range"),
+        ("{n: " + "9" * 5000 + "}", "neither YAML nor JSON"),
+        ("[" * 3000, "neither YAML nor JSON"),
+        ("{a: &x [1, 2], b: *x}", "aliases are not taken"),
+        ("{a: 1, a: 2}", "the key `a` stands twice"),
+        ("{a: [{b: .inf}]}", "finite numbers, got inf"),
+        ("{a: " + "[" * 30 + "]" * 30 + "}", "nested at most 20 deep"),
+    ],
+)
+def test_yaml_that_means_trouble_is_refused(params: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_job_spec(
+            f"name: a\ncode: {{task: a:b}}\ntraining: {{epochs: 1, global_batch_size: 1}}\nparams: {params}\n"
+        )
+
+
+def test_numbers_are_written_as_everybody_writes_them() -> None:
+    text = SHORT + "params: {a: 1e-3, b: 2.5E4, c: 1_000, d: x1e3}\n"
+
+    assert parse_job_spec(text).params == {"a": 1e-3, "b": 25000.0, "c": 1000, "d": "x1e3"}

@@ -115,3 +115,27 @@ def test_a_wrong_job_file_is_a_usage_error(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "training: is required but missing" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_earlier_run_is_gone_on_with_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "sizes.py").write_text(USERS_FILE)
+    (tmp_path / "job.yaml").write_text(JOB.format(samples=8, validation_samples=4))
+    command = [
+        sys.executable,
+        "-m",
+        "curvewatch_workers.torchrun",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+
+    first, second, third = (
+        subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+        for more in ([], [], ["--resume"])
+    )
+
+    assert first.stdout.count("epoch ") == 3
+    assert second.returncode == 2
+    assert "--resume" in second.stderr
+    assert third.returncode == 0
+    assert "epoch 1," not in third.stdout

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,3 +82,19 @@ def test_only_the_first_rank_writes(tmp_path: Path) -> None:
     assert kept(tmp_path) == []
     with NoCheckpoints().latest() as folder:
         assert folder is None
+
+
+def test_numpys_numbers_do_not_make_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
+    optimizer = {"state": {}, "param_groups": [{"lr": np.float64(0.1), "step": np.int64(3)}]}
+    snapshot = dataclasses.replace(make_snapshot(), optimizer=optimizer)
+    snapshot.write(tmp_path)
+
+    assert Snapshot.read(tmp_path, CPU).optimizer["param_groups"] == [{"lr": 0.1, "step": 3}]
+
+
+def test_pickled_code_is_refused(tmp_path: Path) -> None:
+    make_snapshot().write(tmp_path)
+    torch.save({"optimizer": Path("x"), "scheduler": None, "stopper": {}}, tmp_path / "training.pt")
+
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Snapshot.read(tmp_path, CPU)

@@ -115,12 +115,31 @@ def test_ignored_targets_are_refused() -> None:
         layout.read(layout.fill(FakeGroup(0, 1), notes, (one, one), 0.0, 0))
 
 
-def test_ranks_that_disagree_are_refused() -> None:
-    class Disagreeing(FakeGroup):
+@pytest.mark.parametrize(
+    "other",
+    [
+        EpochLayout(("mae",), 2, expected(), expected()),
+        EpochLayout(("accuracy", "mae"), 2, expected(), expected()),
+        EpochLayout(("accuracy",), 2, expected(360), expected()),
+        EpochLayout(("accuracy",), 2, expected(), expected(360)),
+    ],
+)
+def test_ranks_that_disagree_are_refused(other: EpochLayout) -> None:
+    """Both ranks' own contributions are added, as the all-reduce does."""
+    sent: list[Tensor] = []
+
+    class Listening(FakeGroup):
         def all_reduce_sum(self, tensor: Tensor) -> None:
-            tensor += 1  # the other rank has another digest
+            sent.append(tensor.clone())
+            super().all_reduce_sum(tensor)
+
+    class Adding(FakeGroup):
+        def all_reduce_sum(self, tensor: Tensor) -> None:
+            tensor += sent.pop()
 
     layout = EpochLayout(("accuracy",), 2, expected(), expected())
+    other.require_agreement(Listening(1, 2))
     with pytest.raises(LayoutMismatchError, match="same metrics and datasets"):
-        layout.require_agreement(Disagreeing(0, 2))
-    layout.require_agreement(FakeGroup(0, 2))
+        layout.require_agreement(Adding(0, 2))
+    layout.require_agreement(Listening(1, 2))
+    layout.require_agreement(Adding(0, 2))

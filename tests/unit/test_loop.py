@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import math
+import random
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.utils.data import Dataset, TensorDataset
 
 from curvewatch_workers.batches import BatchPlan
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
@@ -243,3 +248,68 @@ def test_data_workers_change_nothing(tmp_path: Path) -> None:
 def test_unknown_early_stopping_metric_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"'acuracy'.*loss, accuracy"):
         make_trainer(make_spec(early_stopping={"metric": "acuracy"}), make_task(), tmp_path)
+
+
+class Augmented(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Adds random noise to each sample, from all three generators that people use."""
+
+    def __init__(self, inner: TensorDataset) -> None:
+        self._inner = inner
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, target = self._inner[index]
+        noise = torch.randn(4) + float(np.random.standard_normal()) + random.gauss(0, 1)
+        return inputs + 0.1 * noise, target
+
+
+@pytest.mark.parametrize("data_workers", [0, 2])
+def test_a_replayed_epoch_draws_the_same_random_numbers(tmp_path: Path, data_workers: int) -> None:
+    def task() -> TrainingTask:
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        made = make_task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        return dataclasses.replace(made, train=Augmented(cast("TensorDataset", made.train)))
+
+    def spec(epochs: int) -> JobSpec:
+        return make_spec(epochs=epochs, data_workers=data_workers, checkpoints={"min_interval_seconds": 0})
+
+    torch.manual_seed(1)
+    _, undisturbed = train(spec(3), task(), tmp_path / "a")
+    torch.manual_seed(1)
+    train(spec(1), task(), tmp_path / "b")
+    reporter = RecordingReporter()
+    trainer = make_trainer(spec(3), task(), tmp_path / "b", reporter)
+    trainer.run(after_epoch=trainer.resume())
+
+    assert [record.train for record in reporter.records] == [record.train for record in undisturbed]
+
+
+def test_parameters_that_the_optimizer_leaves_alone_do_not_pile_up_gradients(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    task = make_task(samples=16, model=model, optimizer=torch.optim.SGD(model[1].parameters(), lr=0.0))
+
+    _, records = train(make_spec(epochs=3), task, tmp_path)
+
+    norms = [record.gradient_norm for record in records]
+    assert norms == pytest.approx([norms[0]] * 3)
+
+
+def test_sparse_gradients_have_a_norm(tmp_path: Path) -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 3, sparse=True)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return cast("torch.Tensor", self.table((inputs[:, 0] > 0).long()))
+
+    model = Bag()
+    task = make_task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+    _, records = train(make_spec(epochs=1), task, tmp_path)
+
+    assert records[0].gradient_norm is not None
+    assert records[0].gradient_norm > 0

@@ -126,3 +126,42 @@ def test_sums_do_not_stall_where_half_precision_would() -> None:
         totals.update(torch.ones(1, dtype=torch.bfloat16), torch.zeros(()), torch.zeros(1), torch.zeros(1))
 
     assert totals.values[Totals.LOSS_SUM] == 1000
+
+
+def test_a_metric_that_is_a_mean_already_is_refused() -> None:
+    def batch_mean(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) == targets).float().mean()
+
+    with pytest.raises(TaskError, match="one value for each sample"):
+        mean_of(batch_mean, torch.randn(8, 3), torch.randint(0, 3, (8,)), 4)
+
+
+def test_a_metric_may_give_a_row_for_each_sample() -> None:
+    outputs, targets = torch.randn(37, 3, 5), torch.randint(0, 3, (37, 5))
+
+    right = float((outputs.argmax(1) == targets).double().mean())
+    assert mean_of(Accuracy(), outputs, targets, 16) == pytest.approx(right, rel=1e-12)
+
+
+def test_accuracy_refuses_binary_targets_that_torch_would_stretch() -> None:
+    with pytest.raises(TaskError, match=r"Accuracy.*\(8,\).*\(8, 1\)"):
+        Accuracy()(torch.zeros(8, 1), torch.zeros(8, 1))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.PoissonNLLLoss(), lambda outputs, targets: (outputs - targets).square()],
+    ids=["module", "function"],
+)
+def test_any_loss_over_stretched_shapes_is_refused(loss: object) -> None:
+    with pytest.raises(TaskError, match="stretched"):
+        SampleLoss(loss)(torch.zeros(8, 1), torch.zeros(8))
+
+
+def test_a_loss_whose_square_overflows_is_not_finite() -> None:
+    totals = Totals((), CPU)
+    totals.update(
+        torch.tensor([1.0, 1e200], dtype=torch.float64), torch.zeros(()), torch.zeros(2), torch.zeros(2)
+    )
+
+    assert totals.values[: Totals.FIXED].tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]

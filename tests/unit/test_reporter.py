@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from curvewatch_workers.contract import Control, EpochFinished, IngestAnswer, IngestRequest
-from curvewatch_workers.reporter import HttpPost, NullReporter, SpoolingReporter
+from curvewatch_workers.reporter import HttpPost, NullReporter, SpoolingReporter, Undeliverable
 from record_support import make_record
 
 MESSAGE: TypeAdapter[EpochFinished] = TypeAdapter(EpochFinished)
@@ -22,6 +22,7 @@ class Service:
 
     def __init__(self) -> None:
         self.script: list[int] = []
+        self.bodies: list[bytes] = []
         self.control = Control.CONTINUE
         self.taken: list[int] = []
         self.tokens: set[str | None] = set()
@@ -43,6 +44,8 @@ class Service:
                         service.taken += [m.record.epoch for m in messages if isinstance(m, EpochFinished)]
                         service.tokens.add(self.headers["Authorization"])
                     service.changed.notify_all()
+                if status == 200 and service.bodies:
+                    answer = service.bodies.pop(0)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -166,3 +169,57 @@ def test_the_other_ranks_report_nowhere() -> None:
     reporter.close()
 
     assert reporter.control() is Control.CONTINUE
+
+
+def test_hours_of_failures_end_neither_thread_nor_spool(tmp_path: Path) -> None:
+    """Once the pause grew until it was no number any more, and took the thread with it."""
+    enough = threading.Event()
+    attempts = 0
+
+    def away(_messages: object) -> Control:
+        nonlocal attempts
+        attempts += 1
+        if attempts > 1100:
+            enough.set()
+        raise Undeliverable("away")
+
+    reporter = SpoolingReporter(
+        tmp_path / "a.jsonl", away, poll_seconds=0.0, backoff_seconds=0.0, flush_seconds=0.2
+    )
+    send(reporter, 1)
+    assert enough.wait(30)
+    send(reporter, 2, 3)
+    reporter.close()
+
+    assert spooled(tmp_path / "a.jsonl") == [1, 2, 3]
+
+
+def test_an_answer_that_is_none_of_ours_is_tried_again(service: Service, tmp_path: Path) -> None:
+    """A proxy's sign-in page comes with status 200."""
+    service.bodies = [b"<html>sign in</html>", b'{"control": "dance"}']
+    reporter = make_reporter(tmp_path / "a.jsonl", service.url)
+    send(reporter, 1)
+    service.wait(lambda: not service.bodies)
+    send(reporter, 2)
+    service.wait(lambda: 2 in service.taken)
+    reporter.close()
+
+    assert spooled(tmp_path / "a.jsonl") == [1, 2]
+
+
+def test_whatever_a_sender_raises_is_survived(tmp_path: Path) -> None:
+    failed = threading.Event()
+
+    def broken(_messages: object) -> Control:
+        failed.set()
+        raise RuntimeError("a bug")
+
+    reporter = SpoolingReporter(
+        tmp_path / "a.jsonl", broken, poll_seconds=0.02, backoff_seconds=0.01, flush_seconds=0.1
+    )
+    send(reporter, 1)
+    assert failed.wait(10)
+    send(reporter, 2)
+    reporter.close()
+
+    assert spooled(tmp_path / "a.jsonl") == [1, 2]

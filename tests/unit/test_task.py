@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from curvewatch_workers.errors import TaskError, UserCodeError
@@ -117,3 +118,21 @@ def test_tasks_that_cannot_be_trained_exactly_are_refused(changes: dict[str, Any
 
 def test_a_task_that_is_right_passes() -> None:
     check_task(make_task(), "toy:build")
+
+
+def test_schedules_that_would_not_do_what_they_say_are_refused() -> None:
+    model = nn.Linear(4, 3)
+    optimizer, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+    for changes, message in (
+        ({"scheduler_step": "batch"}, "must be 'epoch' or 'step', got 'batch'"),
+        ({"scheduler": StepLR(other, 1)}, "moves another optimizer"),
+        ({"scheduler": ReduceLROnPlateau(optimizer), "scheduler_step": "step"}, "known once an epoch"),
+    ):
+        with pytest.raises(TaskError, match=message):
+            check_task(make_task(model=model, optimizer=optimizer, **changes), "toy:build")
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    model = nn.Linear(4, 3).requires_grad_(False)
+    with pytest.raises(TaskError, match="nothing to train"):
+        check_task(make_task(model=model, optimizer=torch.optim.SGD(model.parameters())), "toy:build")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from curvewatch_workers.checkpoint import FolderCheckpoints
+from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
 from curvewatch_workers.contract import AttemptStarted, EpochFinished, Outcome, RunLayout, WorkerJob
 from curvewatch_workers.group import SoloGroup
-from curvewatch_workers.testing import RecordingReporter
-from curvewatch_workers.worker import WorkerEnding, run_worker
+from curvewatch_workers.testing import FakeGroup, RecordingReporter
+from curvewatch_workers.worker import WorkerEnding, last_failure, run_worker
 from engine_support import make_spec
 
 USERS_FILE = '''
@@ -46,10 +46,16 @@ def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "counter"
 
 
-def start(tmp_path: Path, params: dict[str, object]) -> tuple[WorkerEnding, RecordingReporter | None]:
-    spec = make_spec(code={"task": "failing_job:build"}, params=params)
+def start(
+    tmp_path: Path, params: dict[str, object], *, submission: int = 1, task: str = "failing_job:build"
+) -> tuple[WorkerEnding, RecordingReporter | None]:
+    spec = make_spec(code={"task": task}, params=params)
     job = WorkerJob(
-        run_id="toy-1", submission=1, spec=spec, storage_path=str(tmp_path / "runs"), service_url=None
+        run_id="toy-1",
+        submission=submission,
+        spec=spec,
+        storage_path=str(tmp_path / "runs"),
+        service_url=None,
     )
     reporters: list[RecordingReporter] = []
 
@@ -121,3 +127,85 @@ def test_attempts_are_numbered_over_all_starts(tmp_path: Path, counter: Path) ->
         attempts += [message.attempt for message in reporter.messages if isinstance(message, AttemptStarted)]
 
     assert attempts == [1, 2, 3]
+
+
+def test_failures_of_an_earlier_submission_do_not_count(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("2")
+    for _ in range(2):
+        with pytest.raises(OSError, match="sample 7"):
+            start(tmp_path, {"counter": str(counter)})
+
+    ending, _ = start(tmp_path, {"counter": str(counter)}, submission=2)
+
+    assert ending.outcome is Outcome.SUCCEEDED
+
+
+def test_the_last_failure_can_be_told_when_there_is_no_further_attempt(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("1")
+    with pytest.raises(OSError, match="sample 7"):
+        start(tmp_path, {"counter": str(counter)})
+    layout = RunLayout(tmp_path / "runs", "toy-1")
+
+    ending = last_failure(layout, 1)
+
+    assert ending is not None
+    assert "failed at epoch 1, train step" in ending.reason
+    assert "failing_job.py" in (ending.traceback or "")
+    assert last_failure(layout, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise SystemExit(0)", "importing broken_job raised SystemExit"),
+        ("def build():\n    raise ValueError('caf\\udce9.png')", "ValueError: caf\\udce9.png"),
+        (
+            "from engine_support import make_task\ndef build():\n    return make_task(metrics=[len])",
+            "metrics must be a dict",
+        ),
+        (
+            "from engine_support import make_task\n"
+            "class Odd:\n    def __getitem__(self, i): return i\n    def __len__(self): raise NotImplementedError\n"
+            "def build():\n    return make_task(train=Odd())",
+            "looking at the task of broken_job:build() raised NotImplementedError",
+        ),
+    ],
+)
+def test_every_way_to_build_no_task_is_an_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, reason: str
+) -> None:
+    (tmp_path / "broken_job.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("broken_job", None)
+
+    ending, _ = start(tmp_path, {}, task="broken_job:build")
+
+    assert ending.outcome is Outcome.FAILED
+    assert reason in ending.reason
+    assert WorkerEnding.model_validate_json(ending.model_dump_json()) == ending
+
+
+def test_what_another_rank_finds_wrong_ends_this_one_before_its_next_collective(
+    tmp_path: Path, counter: Path
+) -> None:
+    counter.write_text("0")
+    told = WorkerEnding(outcome=Outcome.FAILED, reason="rank 1 has no such file")
+
+    class OtherRankFails(FakeGroup):
+        asked = 0
+
+        def first_problem(self, problem: str | None) -> str | None:
+            assert problem is None
+            self.asked += 1
+            return told.model_dump_json() if self.asked == 2 else None
+
+    group = OtherRankFails(0, 2)
+    spec = make_spec(code={"task": "failing_job:build"}, params={"counter": str(counter)})
+    job = WorkerJob(
+        run_id="toy-2", submission=1, spec=spec, storage_path=str(tmp_path / "runs"), service_url=None
+    )
+
+    ending = run_worker(job, group, NoCheckpoints(), lambda _attempt: RecordingReporter())
+
+    assert ending == told
+    assert group.reduced == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from curvewatch_workers.contract import EpochRecord
 from curvewatch_workers.errors import CheckpointError
@@ -44,6 +47,8 @@ class Snapshot:
         """Write the snapshot into an existing empty folder."""
         torch.save(self.model, folder / MODEL_FILE)
         training = {"optimizer": self.optimizer, "scheduler": self.scheduler, "stopper": self.stopper}
+        # NumPy's numbers, which a schedule may have made, would be written but not read: they are pickled code.
+        training = pytree.tree_map_only(np.generic, lambda number: number.item(), training)
         torch.save(training, folder / TRAINING_FILE)
         lines = (record.model_dump_json() + "\n" for record in self.records)
         (folder / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
@@ -73,7 +78,7 @@ class Snapshot:
                 stopper=training["stopper"],
                 records=tuple(EpochRecord.model_validate_json(line) for line in lines),
             )
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
 
 

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from curvewatch_workers.batches import Indices
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.seeds import seed_from
 
 
 class Batch(NamedTuple):
@@ -31,6 +32,13 @@ class _Chunk(NamedTuple):
     indices: Indices
 
 
+class _Request(NamedTuple):
+    """A share to load, and what the random numbers of its loading start from."""
+
+    indices: list[int]
+    seed: tuple[int, ...]
+
+
 class _Samples(Dataset[Any]):
     """Fetches the samples of a share at once; an empty share borrows sample 0 for its shapes."""
 
@@ -38,8 +46,13 @@ class _Samples(Dataset[Any]):
         self._dataset = dataset
         self._fetch_many = getattr(dataset, "__getitems__", None)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[_Chunk]:
-        wanted = list(indices) or [0]
+    def __getitems__(self, request: _Request) -> list[_Chunk]:
+        # A loading process lives as long as the run: seeded for each share, a replayed epoch draws the same
+        # numbers, whichever process loads it. Without such processes the epoch's own seeding does that.
+        if get_worker_info() is not None:
+            seed_from(*request.seed)
+        indices = request.indices
+        wanted = indices or [0]
         samples = self._fetch_many(wanted) if self._fetch_many else [self._dataset[i] for i in wanted]
         return [_Chunk(samples, torch.tensor(indices, dtype=torch.int64).numpy())]
 
@@ -92,11 +105,18 @@ class ShareLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            # Else it would draw from the global generator, but only when its processes start.
+            generator=torch.Generator(),
         )
 
-    def batches(self, shares: Callable[[], Iterator[Indices]]) -> Iterator[Batch]:
-        """Yield one batch on the device for each share, in order."""
-        self._shares.source = shares
+    def batches(self, shares: Callable[[], Iterator[Indices]], *, seed: tuple[int, ...]) -> Iterator[Batch]:
+        """Yield one batch on the device for each share, in order.
+
+        Args:
+            shares: Gives this pass's shares.
+            seed: What random augmentation in a loading process starts from, beside the number of the share.
+        """
+        self._shares.source, self._shares.seed = shares, seed
         for inputs, targets, indices in self._loader:
             yield Batch(pytree.tree_map_only(Tensor, self._move, inputs), self._move(targets), indices)
 
@@ -109,7 +129,8 @@ class _Shares:
 
     def __init__(self) -> None:
         self.source: Callable[[], Iterator[Indices]] = lambda: iter(())
+        self.seed: tuple[int, ...] = ()
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for share in self.source():
-            yield share.tolist()
+    def __iter__(self) -> Iterator[_Request]:
+        for number, share in enumerate(self.source()):
+            yield _Request(share.tolist(), (*self.seed, number))

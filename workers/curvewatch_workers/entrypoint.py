@@ -19,11 +19,12 @@ from ray.train import CheckpointUploadMode, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from curvewatch_workers.contract import WORKER_JOB_VARIABLE, Outcome, RunFinished, WorkerJob
+from curvewatch_workers.contract import WORKER_JOB_VARIABLE, Outcome, RunFinished, RunLayout, WorkerJob
+from curvewatch_workers.errors import printable
 from curvewatch_workers.group import group_of_process
 from curvewatch_workers.loop import utc_now
 from curvewatch_workers.reporter import reporter_for
-from curvewatch_workers.worker import WorkerEnding, run_worker
+from curvewatch_workers.worker import WorkerEnding, last_failure, run_worker
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ def fit(job: WorkerJob) -> RunFinished:
         result = trainer.fit()
     except TrainingFailedError as error:
         logger.exception("Training failed", extra={"action": "fit_failed", "run_id": job.run_id})
-        ending = WorkerEnding(outcome=Outcome.FAILED, reason=_first_line(error))
+        kept = last_failure(RunLayout(job.storage_path, job.run_id), job.submission)
+        ending = kept or WorkerEnding(outcome=Outcome.FAILED, reason=_first_line(error))
         return _finished(job, ending, None, None)
     ending = WorkerEnding.model_validate(result.return_value)
     best = min(result.best_checkpoints or [], key=lambda pair: pair[1]["validation_loss"], default=None)
@@ -137,7 +139,7 @@ def _finished(job: WorkerJob, ending: WorkerEnding, checkpoint: str | None, best
         submission=job.submission,
         time=utc_now(),
         outcome=ending.outcome,
-        reason=ending.reason[:4000],
+        reason=printable(ending.reason)[:4000],
         traceback=ending.traceback[-65000:] if ending.traceback else None,
         checkpoint=checkpoint,
         best_checkpoint=best,

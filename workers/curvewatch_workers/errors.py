@@ -27,7 +27,7 @@ class UserCodeError(TaskError):
     """The user's code raised an exception."""
 
     def __init__(self, where: str, cause: BaseException) -> None:
-        super().__init__(f"{where} raised {type(cause).__name__}: {cause}")
+        super().__init__(printable(f"{where} raised {type(cause).__name__}: {cause}"))
         self.traceback_text = user_traceback(cause)
 
 
@@ -44,4 +44,9 @@ def user_traceback(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if _OWN_FOLDER not in Path(frame.filename).parents]
     lines = ["Traceback (most recent call last):\n", *traceback.format_list(users)]
-    return "".join([*lines, *traceback.format_exception_only(error)])
+    return printable("".join([*lines, *traceback.format_exception_only(error)]))
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes for what UTF-8 cannot hold: file names may carry lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

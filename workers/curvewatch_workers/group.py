@@ -36,8 +36,13 @@ class Group(Protocol):
     def first_problem(self, problem: str | None) -> str | None:
         """Return the problem of the lowest rank that has one, the same on each rank; None without any."""
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model whose backward averages the gradients over the ranks."""
+    def wrap(self, model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
+        """Return the model whose backward averages the gradients over the ranks.
+
+        Args:
+            model: The model, on this rank's device.
+            find_unused_parameters: Look at each step for parameters that the loss does not depend on.
+        """
 
 
 class SoloGroup:
@@ -59,7 +64,7 @@ class SoloGroup:
         """Return the problem."""
         return problem
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:  # noqa: ARG002 - the protocol's
         """Return the model as it is."""
         return model
 
@@ -86,12 +91,11 @@ class TorchGroup:
         dist.all_gather_object(problems, problem)
         return next((one for one in problems if one is not None), None)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:
         """Wrap the model in DistributedDataParallel."""
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            return model
+        device_ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(
-            model, device_ids=[self.device] if self.device.type == "cuda" else None
+            model, device_ids=device_ids, find_unused_parameters=find_unused_parameters
         )
 
 

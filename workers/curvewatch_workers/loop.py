@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import random
 import sys
 import time
 from collections.abc import Callable
@@ -16,27 +15,20 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from curvewatch_workers.batches import BatchPlan, index_checksum, validation_shares
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
-from curvewatch_workers.contract import EpochFinished, EpochRecord, JobSpec, Outcome, Split
+from curvewatch_workers.contract import SPLITS, EpochFinished, EpochRecord, JobSpec, Outcome, Split
 from curvewatch_workers.data import Batch, ShareLoader
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper
 from curvewatch_workers.group import Group
 from curvewatch_workers.layout import EpochLayout, ExpectedSplit, GlobalEpoch, LeaderNotes, PassTotals
 from curvewatch_workers.metrics import SampleLoss, Totals
 from curvewatch_workers.reporter import Reporter
+from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.task import TrainingTask
 
 
 def utc_now() -> dt.datetime:
     """Return the time, aware of its zone."""
     return dt.datetime.now(dt.UTC)
-
-
-def seed_everything(seed: int, epoch: int, rank: int) -> None:
-    """Seed Python, NumPy and torch from (seed, epoch, rank), so that a replayed epoch draws the same numbers."""
-    state = int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1, np.uint32)[0])
-    random.seed(state)
-    np.random.seed(state)
-    torch.manual_seed(state)
 
 
 class Position(NamedTuple):
@@ -88,13 +80,20 @@ class Trainer:
             seed=spec.training.seed,
         )
         self._layout = EpochLayout(metrics, group.world_size, *(_expected(n) for n in self._samples))
-        self._layout.require_agreement(group)
         self._train_loader = self._loader(task.train)
         self._validation_loader = self._loader(task.validation)
         self._records: tuple[EpochRecord, ...] = ()
         self._checkpointed_at = -sys.float_info.max
         self.position = Position(0, "train", 0)
         """What is being done, for the report of an error."""
+
+    def require_agreement(self) -> None:
+        """Check that every rank trains the same metrics on datasets of the same size.
+
+        Raises:
+            LayoutMismatchError: On every rank, when any two differ.
+        """
+        self._layout.require_agreement(self._group)
 
     def resume(self) -> int:
         """Go on from the latest checkpoint, if there is one; return the last finished epoch, 0 without one."""
@@ -115,9 +114,11 @@ class Trainer:
 
     def run(self, *, after_epoch: int) -> Ending:
         """Train every epoch after the given one; return how the run ended."""
-        model = self._group.wrap(self._model)
+        unused = self._spec.training.find_unused_parameters
+        model = self._group.wrap(self._model, find_unused_parameters=unused)
         for epoch in range(after_epoch + 1, self._spec.training.epochs + 1):
-            seed_everything(self._spec.training.seed, epoch, self._group.rank)
+            # A replayed epoch draws the same numbers as the first time.
+            seed_from(self._spec.training.seed, epoch, self._group.rank)
             record, reduced = self._epoch(model, epoch)
             self._records += (record,)
             self._reporter.send(EpochFinished(record=record))
@@ -176,11 +177,13 @@ class Trainer:
         optimizer, group = self._task.optimizer, self._group
         totals, samples, checksum = self._new_totals(), 0, 0
         learning_rate, gradient_norm = 0.0, torch.zeros((), device=group.device)
-        batches = self._train_loader.batches(lambda: self._plan.shares(epoch, group.rank, group.world_size))
+        shares = lambda: self._plan.shares(epoch, group.rank, group.world_size)  # noqa: E731
+        batches = self._train_loader.batches(shares, seed=self._loader_seed(epoch, "train"))
         self.position = Position(epoch, "train", 0)
         for step, batch in enumerate(batches):
             losses = self._forward(model, batch, totals)
-            optimizer.zero_grad(set_to_none=True)
+            # The model's, not the optimizer's: a parameter that the optimizer leaves alone has a gradient too.
+            self._model.zero_grad(set_to_none=True)
             scaled = losses.sum() * (group.world_size / self._plan.step_samples(step))
             torch.autograd.backward(scaled)
             if step == self._plan.steps - 1:
@@ -203,8 +206,9 @@ class Trainer:
         totals, samples, checksum = self._new_totals(), 0, 0
         batch_size = -(-self._spec.training.global_batch_size // group.world_size)
         shares = lambda: validation_shares(self._samples[1], group.rank, group.world_size, batch_size)  # noqa: E731
+        batches = self._validation_loader.batches(shares, seed=self._loader_seed(epoch, "validation"))
         self.position = Position(epoch, "validation", 0)
-        for step, batch in enumerate(self._validation_loader.batches(shares)):
+        for step, batch in enumerate(batches):
             self._forward(self._model, batch, totals)
             samples += len(batch.indices)
             checksum += index_checksum(batch.indices)
@@ -214,16 +218,29 @@ class Trainer:
     def _forward(self, model: nn.Module, batch: Batch, totals: Totals) -> Tensor:
         """Return the losses of a batch, shape [batch], after adding them to the totals."""
         half = self._spec.training.precision == "bf16"
-        with torch.autocast(self._group.device.type, dtype=torch.bfloat16, enabled=half):
-            outputs = model(batch.inputs)
+        try:
+            with torch.autocast(self._group.device.type, dtype=torch.bfloat16, enabled=half):
+                outputs = model(batch.inputs)
+        except Exception as error:
+            _explain_small_share(error, len(batch.indices), self._group.world_size)
+            raise
         losses = self._loss(outputs, batch.targets)
         totals.update(losses, self._loss.ignored(batch.targets), outputs, batch.targets)
         return losses
 
     def _agree_on_buffers(self) -> None:
         """Give every rank rank 0's buffers: BatchNorm's statistics differ by rank, and one model is measured."""
+        if self._group.world_size == 1:
+            return
+        by_type: dict[torch.dtype, list[Tensor]] = {}
         for buffer in self._model.buffers():
-            self._group.broadcast(buffer)
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        for buffers in by_type.values():
+            flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+            self._group.broadcast(flat)
+            parts = torch.split(flat, [one.numel() for one in buffers])
+            for buffer, part in zip(buffers, parts, strict=True):
+                buffer.copy_(part.view_as(buffer))
 
     def _step_schedule(self, record: EpochRecord | None) -> None:
         """Move the schedule after a step (no record) or after an epoch, as the task asks."""
@@ -267,6 +284,9 @@ class Trainer:
             device=self._group.device,
         )
 
+    def _loader_seed(self, epoch: int, split: Split) -> tuple[int, ...]:
+        return (self._spec.training.seed, epoch, self._group.rank, SPLITS.index(split))
+
     def _new_totals(self) -> Totals:
         return Totals(self._metrics, self._group.device)
 
@@ -276,9 +296,23 @@ def _length(dataset: object) -> int:
 
 
 def _expected(samples: int) -> ExpectedSplit:
-    return ExpectedSplit(samples=samples, checksum=index_checksum(np.arange(samples)))
+    chunk = 1_000_000
+    starts = range(0, samples, chunk)
+    checksum = sum(index_checksum(np.arange(start, min(start + chunk, samples))) for start in starts)
+    return ExpectedSplit(samples=samples, checksum=checksum)
+
+
+def _explain_small_share(error: Exception, samples: int, world_size: int) -> None:
+    """Say why a model that runs on one worker may fail on several."""
+    if samples <= 1 and world_size > 1:
+        error.add_note(
+            f"The model was called with a batch of {samples} samples: the last global batch of an epoch, split over "
+            f"{world_size} workers, leaves some with one sample or none. Use a global batch size that leaves a "
+            "larger rest, x.flatten(1) for x.view(len(x), -1), and GroupNorm or LayerNorm for BatchNorm."
+        )
 
 
 def _gradient_norm(model: nn.Module) -> Tensor:
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    return torch.nn.utils.get_total_norm(dense)

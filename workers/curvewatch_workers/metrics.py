@@ -31,8 +31,12 @@ class Accuracy:
     """Share of samples whose highest logit is the target's class; a ratio from 0 to 1."""
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compare logits [batch, classes] with classes [batch]."""
-        return (outputs.argmax(dim=1) == targets).float()
+        """Compare logits [batch, classes, ...] with classes [batch, ...]."""
+        predicted = outputs.argmax(dim=1)
+        _require_same_shape(
+            "Accuracy, which takes the highest of the logits of dimension 1,", predicted, targets
+        )
+        return (predicted == targets).float()
 
 
 class MeanAbsoluteError:
@@ -92,11 +96,19 @@ class Totals:
             targets: What it should have, shape [batch, ...].
         """
         losses = losses.detach().double()
-        finite = losses.isfinite()
+        squares = losses.square()
+        # A loss whose square overflows has left the range of every sum that we keep.
+        finite = squares.isfinite()
         kept = torch.where(finite, losses, 0.0)
-        sums = [kept.sum(), kept.square().sum(), finite.sum(), (~finite).sum(), ignored]
+        sums = [kept.sum(), torch.where(finite, squares, 0.0).sum(), finite.sum(), (~finite).sum(), ignored]
         for metric in self._metrics:
-            values = metric(outputs, targets).double()
+            values = metric(outputs, targets)
+            if values.dim() == 0 or len(values) != len(targets):
+                raise TaskError(
+                    f"metric {type(metric).__name__} must give one value for each sample: for a batch of "
+                    f"{len(targets)} it gave shape {tuple(values.shape)}; return the values before their mean"
+                )
+            values = _mean_of_rows(values.double())
             sound = values.isfinite()
             sums += [torch.where(sound, values, 0.0).sum(), sound.sum()]
         self.values += torch.stack([one.double() for one in sums])
@@ -127,6 +139,11 @@ class SampleLoss:
             raise TaskError(
                 f"the loss must give one value for each sample: for a batch of {len(targets)} it gave shape "
                 f"{tuple(losses.shape)}; use a loss of torch.nn, or return the losses of the samples unreduced"
+            )
+        if losses.numel() > max(outputs.numel(), targets.numel()):
+            raise TaskError(
+                f"the loss gave {losses.numel()} values for outputs of shape {tuple(outputs.shape)} and targets of "
+                f"shape {tuple(targets.shape)}, which torch stretched to each other; make the shapes equal"
             )
         # The values of a sample (pixels, outputs) weigh the same, so the sample's loss is their mean.
         return _mean_of_rows(losses)

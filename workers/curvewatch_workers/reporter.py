@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import requests
+from pydantic import ValidationError
 
 from curvewatch_workers.contract import (
     Control,
@@ -90,10 +91,20 @@ class HttpPost:
         except requests.RequestException as error:
             raise Undeliverable(str(error)) from error
         if response.ok:
-            return IngestAnswer.model_validate_json(response.content).control
+            return _control_in(response)
         if response.status_code < 500 and response.status_code not in _RETRY_STATUS:
             raise Refused(f"{response.status_code}: {response.text[:500]}")
         raise Undeliverable(f"{response.status_code}: {response.text[:500]}")
+
+
+def _control_in(response: requests.Response) -> Control:
+    try:
+        return IngestAnswer.model_validate_json(response.content).control
+    except ValidationError as error:
+        # A proxy's own page, or a service of another version: the messages may not have arrived.
+        raise Undeliverable(
+            f"{response.status_code}, but no answer to an ingest: {response.text[:200]!r}"
+        ) from error
 
 
 class SpoolingReporter:
@@ -191,16 +202,16 @@ class SpoolingReporter:
         return not closing
 
     def _spool(self, messages: list[IngestMessage]) -> None:
-        lines = b"".join(one.model_dump_json().encode() + b"\n" for one in messages)
         try:
+            lines = b"".join(one.model_dump_json().encode() + b"\n" for one in messages)
             with self._spool_path.open("ab") as file:
                 # What an earlier, failed write left of a line must not swallow the next one.
                 file.write(b"\n" + lines if self._torn else lines)
                 file.flush()
                 os.fsync(file.fileno())
             self._torn = False
-        except OSError:
-            # A full disk must end neither the run nor the sending.
+        except Exception:
+            # A full disk, or a message that cannot be written, must end neither the run nor the sending.
             self._torn = True
             logger.exception(
                 "Could not spool %d messages", len(messages), extra={"action": "reporter_spool_failed"}
@@ -211,24 +222,30 @@ class SpoolingReporter:
         batch = tuple(self._unsent[:_BATCH])
         try:
             self._control = post(batch)
-        except Undeliverable as error:
-            self._failures += 1
-            pause: float = min(self._backoff * 2 ** (self._failures - 1), self._backoff * 30)
-            logger.warning(
-                "The service did not take %d messages (%s); trying again in %.1f s",
-                len(batch),
-                error,
-                pause,
-                extra={"action": "reporter_retry"},
-            )
-            return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
         except Refused as error:
             logger.error(
                 "The service refused %d messages: %s", len(batch), error, extra={"action": "reporter_refused"}
             )
+        except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a sender raises
+            return self._back_off(len(batch), error)
         self._failures = 0
         del self._unsent[: len(batch)]
         return 0.0
+
+    def _back_off(self, messages: int, error: Exception) -> float:
+        self._failures += 1
+        pause = self._backoff * min(2.0 ** min(self._failures - 1, 5), 30.0)
+        # A service that is away for hours must not fill the log: at failures 1, 2, 4, 8, ...
+        if self._failures & (self._failures - 1) == 0:
+            logger.warning(
+                "The service did not take %d messages (%s), failure %d; trying again in %.1f s",
+                messages,
+                error,
+                self._failures,
+                pause,
+                extra={"action": "reporter_retry"},
+            )
+        return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
 
 
 def reporter_for(job: WorkerJob, source: str) -> Reporter:

@@ -59,9 +59,14 @@ def load_task(spec: JobSpec) -> TrainingTask:
     _check_params(spec.code.task, build, spec.params)
     try:
         task = build(**spec.params)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserCodeError(f"{spec.code.task}()", error) from error
-    check_task(task, spec.code.task)
+    try:
+        check_task(task, spec.code.task)
+    except TaskError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"looking at the task of {spec.code.task}()", error) from error
     return task
 
 
@@ -76,7 +81,7 @@ def _import(target: str) -> Callable[..., TrainingTask]:
                 "name a file of the folder, without .py"
             ) from error
         raise UserCodeError(f"importing {module_name}", error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserCodeError(f"importing {module_name}", error) from error
     build = getattr(module, name, None)
     if not callable(build):
@@ -119,15 +124,46 @@ def check_task(task: object, target: str) -> None:
     for split, dataset in (("train", task.train), ("validation", task.validation)):
         _check_dataset(split, dataset)
     per_sample(task.loss)
+    _check_optimizer(task)
+    _check_metrics(task.metrics)
+
+
+def _check_optimizer(task: TrainingTask) -> None:
+    if not any(parameter.requires_grad for parameter in task.model.parameters()):
+        raise TaskError(
+            "TrainingTask.model has no parameter that requires a gradient; there is nothing to train"
+        )
     owned = {id(parameter) for parameter in task.model.parameters()}
     if not all(id(p) in owned for group in task.optimizer.param_groups for p in group["params"]):
         raise TaskError(
             "TrainingTask.optimizer holds parameters that are not the model's; "
             "make it from model.parameters() of the same model"
         )
-    for name in task.metrics:
-        if not name.isidentifier():
+    if task.scheduler_step not in ("epoch", "step"):
+        raise TaskError(f"TrainingTask.scheduler_step must be 'epoch' or 'step', got {task.scheduler_step!r}")
+    if task.scheduler is None:
+        return
+    if getattr(task.scheduler, "optimizer", task.optimizer) is not task.optimizer:
+        raise TaskError("TrainingTask.scheduler moves another optimizer; make it from TrainingTask.optimizer")
+    if isinstance(task.scheduler, ReduceLROnPlateau) and task.scheduler_step == "step":
+        raise TaskError(
+            "ReduceLROnPlateau needs the validation loss, which is known once an epoch; use scheduler_step='epoch'"
+        )
+
+
+def _check_metrics(metrics: object) -> None:
+    if not isinstance(metrics, Mapping):
+        raise TaskError(
+            f"TrainingTask.metrics must be a dict of metrics by name, got {type(metrics).__name__}; "
+            'write {"accuracy": Accuracy()}'
+        )
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not name.isidentifier():
             raise TaskError(f"metric name {name!r} must be letters, digits and `_`, as in 'top_5'")
+        if isinstance(metric, type) or not callable(metric):
+            raise TaskError(
+                f"metric {name!r} must be callable, got {metric!r}; write Accuracy(), not Accuracy"
+            )
 
 
 def _check_dataset(split: str, dataset: object) -> None:

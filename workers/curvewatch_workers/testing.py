@@ -49,7 +49,7 @@ class FakeGroup:
         """Return the problem: the other ranks have the same."""
         return problem
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, *, find_unused_parameters: bool) -> nn.Module:  # noqa: ARG002 - the protocol's
         """Return the model: equal gradients average to themselves."""
         return model
 

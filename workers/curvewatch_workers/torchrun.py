@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -30,14 +31,15 @@ from curvewatch_workers.worker import WorkerEnding, run_worker
 
 
 class PrintingReporter:
-    """Prints each epoch and passes the messages on."""
+    """Prints each epoch of one attempt and passes the messages on."""
 
-    def __init__(self, inner: Reporter) -> None:
+    def __init__(self, inner: Reporter, attempt: int) -> None:
         self._inner = inner
+        self._attempt = attempt
 
     def send(self, message: IngestMessage) -> None:
-        """Print an epoch as one line."""
-        if isinstance(message, EpochFinished):
+        """Print an epoch as one line; those of the checkpoint that the attempt started from are no news."""
+        if isinstance(message, EpochFinished) and message.record.attempt == self._attempt:
             record = message.record
             values = [f"epoch {record.epoch}", f"train loss {record.train.loss:.6g}"]
             values.append(f"validation loss {record.validation.loss:.6g}")
@@ -72,7 +74,7 @@ def run_job(job: WorkerJob, working_dir: Path, *, gpu: bool) -> WorkerEnding:
             job,
             group,
             FolderCheckpoints(layout.root, rank=group.rank, keep=job.spec.checkpoints.keep),
-            lambda attempt: PrintingReporter(reporter_for(job, f"attempt-{attempt:06d}")),
+            lambda attempt: PrintingReporter(reporter_for(job, f"attempt-{attempt:06d}"), attempt),
         )
     finally:
         groups.leave()
@@ -86,6 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--output", type=Path, default=Path("curvewatch-output"), help="folder for spool and checkpoints"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the latest checkpoint in the output folder"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
@@ -94,9 +99,19 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     folder = options.job if options.job.is_dir() else options.job.parent
+    layout = RunLayout(options.output.resolve(), spec.name)
+    # Each call is a submission of its own: failures of the code before it was mended do not count.
+    attempts = sum(path.name.isdigit() for path in layout.attempts.glob("*"))
+    # torchrun's own restarts of a group are resumes.
+    resume = options.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if attempts and not resume and os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(
+            f"{layout.root} holds an earlier run; go on with it by --resume, or name another folder with --output\n"
+        )
+        return 2
     job = WorkerJob(
         run_id=spec.name,
-        submission=1,
+        submission=attempts + 1,
         spec=spec,
         storage_path=str(options.output.resolve()),
         service_url=None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -13,11 +12,18 @@ from pydantic import BaseModel, ConfigDict
 
 from curvewatch_workers.checkpoint import Checkpoints
 from curvewatch_workers.contract import AttemptStarted, Outcome, RunLayout, WorkerJob
-from curvewatch_workers.errors import TaskError, UserCodeError, user_traceback
+from curvewatch_workers.errors import (
+    LayoutMismatchError,
+    UserCodeError,
+    WorkersError,
+    printable,
+    user_traceback,
+)
 from curvewatch_workers.group import Group
-from curvewatch_workers.loop import Position, Trainer, seed_everything, utc_now
+from curvewatch_workers.loop import Position, Trainer, utc_now
 from curvewatch_workers.reporter import NullReporter, Reporter
-from curvewatch_workers.task import TrainingTask, load_task
+from curvewatch_workers.seeds import seed_from
+from curvewatch_workers.task import load_task
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +43,7 @@ class _Failure(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    submission: int
     error: str
     position: Position
     traceback: str
@@ -63,9 +70,9 @@ def run_worker(
         make_reporter: Makes rank 0's reporter of an attempt.
     """
     layout = RunLayout(job.storage_path, job.run_id)
-    repeated = group.first_problem(_repeated_failure(layout) if group.rank == 0 else None)
+    repeated = group.first_problem(_repeated_failure(layout, job.submission) if group.rank == 0 else None)
     if repeated is not None:
-        return _failed(_Failure.model_validate_json(repeated))
+        return WorkerEnding.model_validate_json(repeated)
     attempt = _claim_attempt(layout, group)
     reporter = make_reporter(attempt) if group.rank == 0 else NullReporter()
     try:
@@ -82,10 +89,12 @@ def _train(
     attempt: int,
     layout: RunLayout,
 ) -> WorkerEnding:
-    trainer, problem = _build(job, group, checkpoints, reporter, attempt)
-    if trainer is None:
-        return WorkerEnding.model_validate_json(problem)
+    position = Position(0, "train", 0)
+    trainer: Trainer | None = None
     try:
+        trainer, problem = _build(job, group, checkpoints, reporter, attempt)
+        if trainer is None:
+            return WorkerEnding.model_validate_json(problem)
         after_epoch = trainer.resume()
         reporter.send(
             AttemptStarted(
@@ -94,7 +103,8 @@ def _train(
         )
         ending = trainer.run(after_epoch=after_epoch)
     except Exception as error:
-        _keep_failure(layout, attempt, group.rank, trainer.position, error)
+        position = position if trainer is None else trainer.position
+        _keep_failure(layout, job.submission, attempt, group.rank, position, error)
         raise
     return WorkerEnding(outcome=ending.outcome, reason=ending.reason)
 
@@ -102,33 +112,37 @@ def _train(
 def _build(
     job: WorkerJob, group: Group, checkpoints: Checkpoints, reporter: Reporter, attempt: int
 ) -> tuple[Trainer, str] | tuple[None, str]:
-    """Build task and trainer on every rank, or return the same ending on every rank."""
-    seed_everything(job.spec.training.seed, 0, 0)
-    task: TrainingTask | None = None
+    """Build task and trainer on every rank, or return the same ending on every rank.
+
+    What one rank alone finds wrong is told to all before the next collective: a rank that just left would
+    leave the others waiting for it.
+    """
+    seed_from(job.spec.training.seed, 0, 0)
+    trainer: Trainer | None = None
     problem: str | None = None
     try:
-        task = load_task(job.spec)
-    except TaskError as error:
-        problem = _task_ending(error).model_dump_json()
-    problem = group.first_problem(problem)
-    if problem is not None or task is None:
-        return None, problem or ""
-    try:
-        return Trainer(
+        trainer = Trainer(
             run_id=job.run_id,
             attempt=attempt,
             spec=job.spec,
-            task=task,
+            task=load_task(job.spec),
             group=group,
             checkpoints=checkpoints,
             reporter=reporter,
-        ), ""
-    except TaskError as error:
-        # What Trainer refuses, it refuses on every rank: it looks at the job and at the agreed layout.
+        )
+    except WorkersError as error:
+        problem = _task_ending(error).model_dump_json()
+    problem = group.first_problem(problem)
+    if problem is not None or trainer is None:
+        return None, problem or ""
+    try:
+        trainer.require_agreement()
+    except LayoutMismatchError as error:
         return None, _task_ending(error).model_dump_json()
+    return trainer, ""
 
 
-def _task_ending(error: TaskError) -> WorkerEnding:
+def _task_ending(error: WorkersError) -> WorkerEnding:
     text = error.traceback_text if isinstance(error, UserCodeError) else None
     return WorkerEnding(outcome=Outcome.FAILED, reason=str(error), traceback=text)
 
@@ -156,9 +170,12 @@ def _create(path: Path) -> bool:
     return True
 
 
-def _keep_failure(layout: RunLayout, attempt: int, rank: int, position: Position, error: Exception) -> None:
+def _keep_failure(
+    layout: RunLayout, submission: int, attempt: int, rank: int, position: Position, error: Exception
+) -> None:
     failure = _Failure(
-        error=f"{type(error).__name__}: {error}",
+        submission=submission,
+        error=printable(f"{type(error).__name__}: {error}"),
         position=position,
         traceback=user_traceback(error),
     )
@@ -171,26 +188,41 @@ def _keep_failure(layout: RunLayout, attempt: int, rank: int, position: Position
         )
 
 
-def _repeated_failure(layout: RunLayout) -> str | None:
-    """Return the failure that the last two attempts share: what fails twice at one step fails always."""
+def last_failure(layout: RunLayout, submission: int) -> WorkerEnding | None:
+    """Return the ending that the last kept failure of a submission makes; None when none was kept."""
+    failures = list(_failures(layout, submission).values())
+    return _ending_of(failures[-1][0], "failed") if failures else None
+
+
+def _repeated_failure(layout: RunLayout, submission: int) -> str | None:
+    """Return the ending that the last two attempts' common failure makes: what fails twice at one step fails always.
+
+    Only of this submission: who submits again has changed something.
+    """
+    attempts = list(_failures(layout, submission).values())
+    if len(attempts) < 2:
+        return None
+    before, last = attempts[-2:]
+    same = (one for one in last for other in before if one.same_as(other))
+    return next((_ending_of(failure, "failed twice").model_dump_json() for failure in same), None)
+
+
+def _failures(layout: RunLayout, submission: int) -> dict[str, list[_Failure]]:
+    """Return the kept failures of a submission by attempt, in order."""
     attempts: dict[str, list[_Failure]] = {}
     for path in sorted(layout.attempts.glob("*-failure-*.json")):
         try:
             failure = _Failure.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError, ValueError):
+        except (OSError, ValueError):
             continue
-        attempts.setdefault(path.name.split("-")[0], []).append(failure)
-    if len(attempts) < 2:
-        return None
-    before, last = list(attempts.values())[-2:]
-    same = (one for one in last for other in before if one.same_as(other))
-    return next((failure.model_dump_json() for failure in same), None)
+        if failure.submission == submission:
+            attempts.setdefault(path.name.split("-")[0], []).append(failure)
+    return attempts
 
 
-def _failed(failure: _Failure) -> WorkerEnding:
+def _ending_of(failure: _Failure, how: str) -> WorkerEnding:
     epoch, split, step = failure.position
+    place = f"at epoch {epoch}, {split} step {step + 1}" if epoch else "before the first epoch"
     return WorkerEnding(
-        outcome=Outcome.FAILED,
-        reason=f"failed twice at epoch {epoch}, {split} step {step + 1}: {failure.error}",
-        traceback=failure.traceback,
+        outcome=Outcome.FAILED, reason=f"{how} {place}: {failure.error}", traceback=failure.traceback
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -10,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    Strict,
     StringConstraints,
     field_validator,
 )
@@ -25,13 +27,28 @@ def _printable(value: str) -> str:
     return value
 
 
+MAX_PARAMS_DEPTH = 20
+
+
+def _require_plain(value: JsonValue, depth: int) -> None:
+    """Check that JSON can hold a value: the workers get it as JSON."""
+    if depth > MAX_PARAMS_DEPTH:
+        raise ValueError(f"must be nested at most {MAX_PARAMS_DEPTH} deep; put deep structures into a file")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must hold finite numbers, got {value}; leave it out, or pass it as a string")
+    for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _require_plain(entry, depth + 1)
+
+
+Whole = Annotated[int, Strict()]
+"""A whole number, and no yes or no: `epochs: yes` would be 1."""
 Printable = Annotated[str, AfterValidator(_printable)]
 
 
 class Spec(BaseModel):
     """Base of every part of a job: immutable, and a key that is not known is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class CodeSpec(Spec):
@@ -46,28 +63,30 @@ class CodeSpec(Spec):
 class TrainingSpec(Spec):
     """How the model is trained. Nothing here depends on the number of workers."""
 
-    epochs: int = Field(ge=1, le=1_000_000)
+    epochs: Whole = Field(ge=1, le=1_000_000)
     """Passes over the train dataset."""
-    global_batch_size: int = Field(ge=1)
+    global_batch_size: Whole = Field(ge=1)
     """Samples of one optimizer step, over all workers together."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Whole = Field(default=0, ge=0, lt=2**63)
     """Seed of initial weights, of the order of samples and of dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of forward and backward; the sums behind the metrics are float64 in any case."""
     gradient_clip_norm: float | None = Field(default=None, gt=0)
     """Largest L2 norm of the gradient of one step; null clips nothing."""
-    data_workers: int = Field(default=0, ge=0, le=64)
+    data_workers: Whole = Field(default=0, ge=0, le=64)
     """Processes that load data, for each training worker; 0 loads in the worker itself."""
+    find_unused_parameters: bool = False
+    """Allow parameters that the loss of a step does not depend on; costs a walk over the graph at each step."""
 
 
 class ScalingSpec(Spec):
     """What one run takes from the cluster."""
 
-    workers: int = Field(default=1, ge=1, le=4096)
+    workers: Whole = Field(default=1, ge=1, le=4096)
     """Training processes; the world size."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs that each worker reserves."""
-    gpus_per_worker: int = Field(default=0, ge=0, le=1)
+    gpus_per_worker: Whole = Field(default=0, ge=0, le=1)
     """GPUs of each worker, 0 or 1: data-parallel training uses one process for each GPU."""
 
     @property
@@ -84,9 +103,9 @@ class ScalingSpec(Spec):
 class CheckpointSpec(Spec):
     """When a checkpoint is taken and how many are kept."""
 
-    every_epochs: int = Field(default=1, ge=1)
+    every_epochs: Whole = Field(default=1, ge=1)
     """A checkpoint after each so many epochs; one is always taken after the last epoch."""
-    keep: int = Field(default=2, ge=1)
+    keep: Whole = Field(default=2, ge=1)
     """Checkpoints kept: those of lowest validation loss, and the latest always."""
     min_interval_seconds: float = Field(default=2.0, ge=0)
     """A checkpoint that is due sooner than this after the last one is left out, so that short epochs are not
@@ -100,7 +119,7 @@ class EarlyStoppingSpec(Spec):
     """Validation number to watch: `loss`, or the name of one of the task's metrics."""
     mode: Literal["min", "max"] = "min"
     """Whether lower or higher is better."""
-    patience: int = Field(default=10, ge=1)
+    patience: Whole = Field(default=10, ge=1)
     """Epochs without improvement after which the run stops."""
     min_delta: float = Field(default=0.0, ge=0)
     """Smallest change, in the number's own unit, that counts as an improvement."""
@@ -109,14 +128,14 @@ class EarlyStoppingSpec(Spec):
 class FaultToleranceSpec(Spec):
     """What happens when a worker dies."""
 
-    max_restarts: int = Field(default=3, ge=0, le=1000)
+    max_restarts: Whole = Field(default=3, ge=0, le=1000)
     """Restarts of the worker group, each from the latest checkpoint, before the run has failed."""
 
 
 class MonitoringSpec(Spec):
     """Knobs of the alerts of this run."""
 
-    patience_epochs: int | None = Field(default=None, ge=1)
+    patience_epochs: Whole | None = Field(default=None, ge=1)
     """Epochs that validation loss may go without a new best before an alert; null takes early stopping's
     patience, else a tenth of the planned epochs, at least 3."""
 
@@ -154,6 +173,7 @@ class JobSpec(Spec):
         for key in params:
             if not key.isidentifier():
                 raise ValueError(f"key {key!r} is no Python keyword argument; use letters, digits and `_`")
+        _require_plain(params, depth=0)
         return params
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,8 +59,9 @@ def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
         SpecError: The text is not YAML or breaks the schema; with every problem.
     """
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        data = yaml.load(text, Loader=_JobLoader)  # noqa: S506 - a safe loader, made stricter
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # YAML's own dates and numbers raise plain ValueErrors.
         raise SpecError(source, [_whole(f"is neither YAML nor JSON: {error}")]) from error
     if not isinstance(data, dict):
         kind = "empty" if data is None else f"a {type(data).__name__}"
@@ -70,6 +72,36 @@ def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
         return JobSpec.model_validate(data)
     except ValidationError as error:
         raise SpecError(source, list(_problems(error))) from error
+
+
+class _JobLoader(yaml.SafeLoader):
+    """YAML as a job file needs it: no aliases, no key twice, and `1e-3` is a number as in YAML 1.2."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node; an alias could stand for a document of any size."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave its types out
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not taken; write the value again", problem_mark=event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping; of a key that stands twice, one value would be lost."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key `{key}` stands twice; remove one", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_JobLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _whole(message: str) -> SpecProblem:

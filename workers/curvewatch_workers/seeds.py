@@ -1,0 +1,16 @@
+"""Random numbers that depend on where in a run they are drawn, and on nothing else."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_from(*place: int) -> None:
+    """Seed Python, NumPy and torch in this process from whole numbers that name a place in the run."""
+    state = int(np.random.SeedSequence(place).generate_state(1, np.uint32)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.manual_seed(state)
