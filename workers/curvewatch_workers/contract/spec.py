@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -30,14 +29,12 @@ def _printable(value: str) -> str:
 MAX_PARAMS_DEPTH = 20
 
 
-def _require_plain(value: JsonValue, depth: int) -> None:
-    """Check that JSON can hold a value: the workers get it as JSON."""
+def _require_flat(value: JsonValue, depth: int) -> None:
+    """Check that a value is not nested deeper than the workers' JSON may be."""
     if depth > MAX_PARAMS_DEPTH:
         raise ValueError(f"must be nested at most {MAX_PARAMS_DEPTH} deep; put deep structures into a file")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"must hold finite numbers, got {value}; leave it out, or pass it as a string")
     for entry in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _require_plain(entry, depth + 1)
+        _require_flat(entry, depth + 1)
 
 
 Whole = Annotated[int, Strict()]
@@ -173,7 +170,7 @@ class JobSpec(Spec):
         for key in params:
             if not key.isidentifier():
                 raise ValueError(f"key {key!r} is no Python keyword argument; use letters, digits and `_`")
-        _require_plain(params, depth=0)
+        _require_flat(params, depth=0)
         return params
 
     @property

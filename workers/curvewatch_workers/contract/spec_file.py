@@ -111,6 +111,9 @@ def _whole(message: str) -> SpecProblem:
 def _problems(error: ValidationError) -> Iterator[SpecProblem]:
     for details in error.errors(include_url=False):
         location = [part for part in details["loc"] if part != "[key]"]
+        if location[:1] == ["params"]:
+            # Below each key of a free value stands its JSON type.
+            location = ["params", *location[1::2]]
         yield SpecProblem(path=".".join(str(part) for part in location), message=_message(details, location))
 
 
