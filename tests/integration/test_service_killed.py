@@ -12,7 +12,7 @@ import pytest
 
 from curvewatch_service.schemas import EpochView, RunView
 from curvewatch_workers.contract import RunLayout
-from ray_support import ServiceProcess, until
+from ray_support import RUN_SECONDS, ServiceProcess, until
 
 EPOCHS = 60
 
@@ -74,6 +74,33 @@ def test_a_killed_service_finds_its_run_again(own_service: ServiceProcess, proje
     assert run.submission_id == f"{run_id}-1"
     assert f'curvewatch_worker_restarts_total{{run="digits",run_id="{run_id}"}} 0.0' in metrics
     assert "Found the Ray head of an earlier start" in own_service.log()
+
+
+def test_a_service_that_is_away_for_the_whole_run_takes_it_from_the_spool(
+    own_service: ServiceProcess, project_root: Path
+) -> None:
+    if own_service.process is None or own_service.process.poll() is not None:
+        own_service.start()
+    run_id = own_service.submit(project_root / "examples" / "digits", scaling={"workers": 1})
+    with own_service.client() as client:
+        until(
+            lambda: client.run(run_id).state == "STARTING", "the job is given to Ray", seconds=60, pause=0.02
+        )
+    own_service.kill()
+    spool = RunLayout(own_service.data_dir / "runs", run_id).spool
+    until(
+        lambda: any('"kind":"finished"' in path.read_text() for path in spool.glob("driver-*.jsonl")),
+        "the training ends",
+        seconds=RUN_SECONDS,
+    )
+    own_service.start()
+    run = own_service.wait_for_end(run_id)
+    with own_service.client() as client:
+        epochs = client.epochs(run_id)
+    assert run.state == "SUCCEEDED", run.reason
+    assert [epoch.epoch for epoch in epochs] == list(range(1, 16))
+    assert run.attempt == 1
+    assert run.checkpoint is not None
 
 
 def test_an_orderly_stop_pauses_the_run_and_the_next_start_resumes_it(

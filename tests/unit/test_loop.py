@@ -143,7 +143,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
     # The checkpoint's epochs are told again, then the new ones.
     assert [record.epoch for record in resumed_reporter.records] == [1, 2, 3, 4, 5, 6]
     for one, other in zip(undisturbed, resumed_reporter.records, strict=True):
-        assert one.model_copy(update={"rank_seconds": other.rank_seconds}) == other
+        clocks = {"rank_seconds": other.rank_seconds, "finished_at": other.finished_at}
+        assert one.model_copy(update=clocks) == other
 
 
 def test_stop_and_pause_end_the_run_with_a_checkpoint(tmp_path: Path) -> None:
@@ -313,3 +314,22 @@ def test_sparse_gradients_have_a_norm(tmp_path: Path) -> None:
 
     assert records[0].gradient_norm is not None
     assert records[0].gradient_norm > 0
+
+
+def test_an_epoch_lasts_as_long_as_it_did_whatever_the_time_of_day_does(tmp_path: Path) -> None:
+    """A clock that is set back by an hour at each look."""
+    times = iter(dt.datetime(2026, 1, 1, 23 - hour, tzinfo=dt.UTC) for hour in range(20))
+    reporter = RecordingReporter()
+    trainer = Trainer(
+        run_id="toy",
+        attempt=1,
+        spec=make_spec(epochs=3),
+        task=make_task(),
+        group=SoloGroup(),
+        checkpoints=FolderCheckpoints(tmp_path, rank=0, keep=2),
+        reporter=reporter,
+        now=lambda: next(times),
+    )
+    trainer.run(after_epoch=0)
+
+    assert all(0 < record.duration_seconds < 60 for record in reporter.records)

@@ -155,7 +155,8 @@ class Trainer:
             epoch=epoch,
             world_size=self._group.world_size,
             started_at=started_at,
-            finished_at=self._now(),
+            # By the steady clock: the time of day may be set back in the middle of an epoch.
+            finished_at=started_at + dt.timedelta(seconds=time.perf_counter() - clock),
             learning_rate=learning_rate,
             gradient_norm=reduced.gradient_norm,
             rank_seconds=reduced.rank_seconds,
