@@ -86,13 +86,23 @@ class Client:
         timeout_seconds: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        """Prepare the connection; nothing is sent yet.
+
+        Raises:
+            ClientError: The server's address is none.
+        """
         self.server = server.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self.server,
-            headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
-            timeout=timeout_seconds,
-            transport=transport,
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=self.server,
+                headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
+                timeout=timeout_seconds,
+                transport=transport,
+            )
+        except httpx.InvalidURL as error:
+            raise ClientError(
+                f"{server!r} is no address of a service ({error}); an address is like http://127.0.0.1:8420"
+            ) from error
 
     def __enter__(self) -> Self:
         return self

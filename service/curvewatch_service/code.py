@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -65,7 +66,7 @@ def zip_folder(folder: Path, *, limits: CodeLimits | None = None) -> bytes:
     files = sorted(_files(folder), key=lambda file: file.relative_to(folder).as_posix())
     if len(files) > limits.max_files:
         raise TooLargeError(_too_many(len(files), limits))
-    sizes = {file: file.stat().st_size for file in files}
+    sizes = {file: _size(file) for file in files}
     if sum(sizes.values()) > limits.max_unpacked_bytes:
         largest = max(files, key=lambda file: sizes[file])
         raise TooLargeError(
@@ -78,14 +79,17 @@ def zip_folder(folder: Path, *, limits: CodeLimits | None = None) -> bytes:
             entry = zipfile.ZipInfo(file.relative_to(folder).as_posix(), date_time=_EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (stat.S_IFREG | (0o755 if os.access(file, os.X_OK) else 0o644)) << 16
-            archive.writestr(entry, file.read_bytes())
+            archive.writestr(entry, _content(file))
     return packed.getvalue()
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for entry in sorted(folder.iterdir()):
+    with _reading(folder):
+        entries = sorted(folder.iterdir())
+    for entry in entries:
         if entry.name in LEFT_OUT or entry.suffix == ".pyc":
             continue
+        _check_name(entry)
         if entry.is_symlink() and not entry.is_file():
             raise CodeBundleError(
                 f"{entry} is a link to a folder or to nothing, and links do not travel; put the files "
@@ -97,6 +101,37 @@ def _files(folder: Path) -> Iterator[Path]:
             yield entry
         else:
             raise CodeBundleError(f"{entry} is neither a file nor a folder; remove it from the code folder")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CodeBundleError(
+            f"{path} cannot be read ({error.strerror or error}), and all files of the code folder travel; "
+            "make it readable or move it out of the folder"
+        ) from error
+
+
+def _size(file: Path) -> int:
+    with _reading(file):
+        return file.stat().st_size
+
+
+def _content(file: Path) -> bytes:
+    with _reading(file):
+        return file.read_bytes()
+
+
+def _check_name(entry: Path) -> None:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError as error:
+        raise CodeBundleError(
+            f"the name of {os.fsencode(entry)!r} is not UTF-8, and names in the code folder are; rename it or "
+            "move it out of the folder"
+        ) from error
 
 
 class CodeStore:

@@ -7,13 +7,15 @@ import fcntl
 import logging
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import uvicorn
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from curvewatch_service.auth import TokenStore
 from curvewatch_service.cluster import Endpoint, RayCluster
@@ -44,13 +46,13 @@ def serve(settings: Settings) -> None:
     """Run the service until SIGINT or SIGTERM, then end it in order; a second signal ends the wait for runs.
 
     Raises:
-        SettingsError: Another service has the data folder or the port, or the profile cannot be written.
+        SettingsError: Another service has the data folder or the port, or the folder, the database or the
+            profile cannot be used.
         ServiceError: The HTTP server ended by itself.
     """
     _configure_logging()
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _alone_in(settings), _listening(settings) as listener, contextlib.ExitStack() as stack:
-        store = Store(settings.database_url)
+        store = _open_store(settings)
         stack.callback(store.close)
         _Server(settings, store).run(listener)
 
@@ -225,10 +227,9 @@ def _alone_in(settings: Settings) -> Iterator[None]:
     """Hold the data folder; the operating system lets go of it when this process ends, however it does.
 
     Raises:
-        SettingsError: Another service holds it.
+        SettingsError: Another service holds it, or it cannot be made or written.
     """
-    path = settings.data_dir / "service.lock"
-    with path.open("a") as lock:
+    with _open_lock(settings) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -237,6 +238,46 @@ def _alone_in(settings: Settings) -> Iterator[None]:
                 "or choose another folder with --data-dir"
             ) from error
         yield
+
+
+def _open_lock(settings: Settings) -> TextIO:
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (settings.data_dir / "service.lock").open("a")
+    except OSError as error:
+        raise SettingsError(
+            f"the data folder {settings.data_dir} cannot be used ({error.strerror or error}); choose a folder "
+            "that this user may write, with --data-dir or CURVEWATCH_DATA_DIR"
+        ) from error
+
+
+def _open_store(settings: Settings) -> Store:
+    """Open the store.
+
+    Raises:
+        SettingsError: The database cannot be opened. The URL is not repeated: it may hold a password.
+    """
+    try:
+        return Store(settings.database_url)
+    # A port that is no number is a ValueError, a driver that is not installed an ImportError.
+    except (OSError, SQLAlchemyError, ImportError, ValueError) as error:
+        raise SettingsError(
+            f"the database of CURVEWATCH_DATABASE_URL cannot be opened ({_why(error)}); give a URL like "
+            "sqlite:////var/lib/curvewatch/curvewatch.db of a file that this user may write, or leave the "
+            "setting away for a file in the data folder"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"its driver {error.name or 'for this kind of database'} is not installed"
+    if isinstance(error, ArgumentError | ValueError):
+        return "it is no URL of a database that SQLAlchemy knows"
+    if isinstance(error, OSError):
+        return f"{error.strerror}: {error.filename}"
+    # What a driver says of SQLite names no secret; of others only the kind of the error is passed on.
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return str(original) if isinstance(original, sqlite3.Error) else type(original).__name__
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from api_support import ServedApi, serve_api
 from curvewatch_service.cli import main
 from curvewatch_service.profile import Profile, write_profile
 from curvewatch_service.runs import RunState
+from ray_support import free_port
 from store_support import attempt_message, epoch_message
 
 JOB = """\
@@ -322,3 +323,54 @@ def test_the_schema_describes_every_field(shell: Shell) -> None:
 def test_the_version_is_that_of_the_package(shell: Shell) -> None:
     assert shell("version").out == shell("--version").out
     assert shell("version").out.startswith("curvewatch 0.")
+
+
+@pytest.mark.parametrize("data_dir", ["/proc/curvewatch", "/etc/passwd"])
+def test_a_data_folder_that_cannot_be_is_refused_in_a_sentence(shell: Shell, data_dir: str) -> None:
+    refused = shell("serve", "--data-dir", data_dir)
+    assert refused.code == 2
+    assert data_dir in refused.err
+    assert "CURVEWATCH_DATA_DIR" in refused.err
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3cret",
+        "nosuchkind://ada:s3cret@127.0.0.1/x",
+        "postgresql://ada:s3cret@127.0.0.1/x",
+        "postgresql://ada:s3cret@127.0.0.1:port/x",
+        "sqlite:////proc/s3cret/y.db",
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_refused_without_its_password(
+    shell: Shell, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CURVEWATCH_DATABASE_URL", url)
+    refused = shell("serve", "--data-dir", tmp_path / "data", "--port", free_port())
+    assert refused.code == 2
+    assert "CURVEWATCH_DATABASE_URL" in refused.err
+    assert "s3cret@" not in refused.err
+
+
+def test_an_address_that_is_none_is_refused_in_a_sentence(shell: Shell) -> None:
+    refused = shell("runs", "--server", "http://[::1", "--token", "cw_a")
+    assert refused.code == 2
+    assert "http://[::1" in refused.err
+    assert "http://127.0.0.1:8420" in refused.err
+
+
+def test_a_file_that_cannot_travel_is_named(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "digits.py").write_text("def build(): ...\n")
+    stray = tmp_path / os.fsdecode(b"\xff.txt")
+    stray.write_text("x")
+    refused = shell("submit", tmp_path, "--dry-run")
+    assert refused.code == 2
+    assert "\\xff.txt" in refused.err
+    stray.unlink()
+    # Even root cannot read this one from its beginning.
+    (tmp_path / "memory.bin").symlink_to("/proc/self/mem")
+    refused = shell("submit", tmp_path, "--dry-run")
+    assert refused.code == 2
+    assert "memory.bin cannot be read" in refused.err
