@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import func, select
@@ -49,7 +50,7 @@ class Ingestion:
             How many were new, by kind.
 
         Raises:
-            BadRequestError: A message is about another run or holds a number that cannot be kept.
+            BadRequestError: A message is about another run or holds a number or time that cannot be kept.
         """
         new: Counter[str] = Counter()
         for message in messages:
@@ -72,6 +73,7 @@ class Ingestion:
     def _attempt(self, message: AttemptStarted) -> bool:
         row, attempt = self._row, message.attempt
         _require_storable(attempt=attempt, epoch=message.resumed_after_epoch, world_size=message.world_size)
+        _require_utc(time=message.time)
         if self._session.get(AttemptRow, (row.run_id, attempt)) is not None:
             return False
         self._session.add(
@@ -109,6 +111,7 @@ class Ingestion:
             samples=max(record.train.samples_seen, record.validation.samples_seen),
             nonfinite_samples=max(record.train.nonfinite_samples, record.validation.nonfinite_samples),
         )
+        _require_utc(started_at=record.started_at, finished_at=record.finished_at)
         if self._session.get(EpochRow, (run_id, record.epoch, record.attempt)) is not None:
             return False
         self._session.add(_epoch_row(record))
@@ -124,6 +127,7 @@ class Ingestion:
 
     def _event(self, message: WorkerEvent) -> bool:
         _require_storable(attempt=message.attempt)
+        _require_utc(time=message.time)
         key = hashlib.sha256(message.model_dump_json().encode()).hexdigest()
         return add_event(
             self._session,
@@ -137,6 +141,7 @@ class Ingestion:
 
     def _finished(self, message: RunFinished) -> bool:
         row = self._row
+        _require_utc(time=message.time)
         # Of an earlier start of the job, or told before.
         if message.submission != row.submission or (row.outcome_at and message.time <= row.outcome_at):
             return False
@@ -243,3 +248,15 @@ def _require_storable(**numbers: int) -> None:
             raise BadRequestError(
                 f"{name} is {number}, more than the largest integer kept, {LARGEST_INTEGER}"
             )
+
+
+def _require_utc(**times: datetime) -> None:
+    """Refuse the hours around the years 1 and 9999 whose moment in UTC has no date."""
+    for name, time in times.items():
+        try:
+            time.astimezone(UTC)
+        except OverflowError:
+            raise BadRequestError(
+                f"{name} is {time.isoformat()}, which in UTC is not in the years 1 to 9999; "
+                "is the clock of its machine right?"
+            ) from None

@@ -126,8 +126,9 @@ class Reconciler:
     def _follow(self, run: Run) -> None:
         job = self._cluster.status(_job_of(run))
         if job is None or job.state.ended:
-            # Its program has ended: what it wrote last decides what becomes of the run.
-            self._spool.ingest(run.run_id)
+            # Its program has ended: what it wrote last decides what becomes of the run. A spool that
+            # cannot be read must not keep the run from its end.
+            self._guarded(run, self._take_spool)
         run = self._store.run(run.run_id)
         if not run.state.holds_resources:
             return

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm.exc import StaleDataError
 
-from curvewatch_service.errors import BadRequestError
+from curvewatch_service.errors import BadRequestError, NotFoundError
 from curvewatch_service.store import Store
 from curvewatch_workers.contract import IngestMessage, RunLayout
 
@@ -19,6 +22,8 @@ BATCH = 200
 """Messages of one transaction."""
 BAD_LINE = "spool_line_unreadable"
 """Reason of the event that tells of lines that could not be taken."""
+BAD_FILE = "spool_file_unreadable"
+"""Reason of the event that tells of a file that could not be read."""
 _MESSAGE: TypeAdapter[IngestMessage] = TypeAdapter(IngestMessage)
 
 
@@ -34,6 +39,7 @@ class SpoolReader:
         self._storage_path = storage_path
         self._offsets: dict[str, dict[Path, int]] = defaultdict(dict)
         self._bad_lines: dict[str, int] = defaultdict(int)
+        self._bad_files: dict[str, set[Path]] = defaultdict(set)
 
     def ingest(self, run_id: str) -> int:
         """Take every complete line that was not taken before; return how many messages there were.
@@ -44,7 +50,7 @@ class SpoolReader:
         offsets = self._offsets[run_id]
         taken = 0
         for path in sorted(RunLayout(self._storage_path, run_id).spool.glob("*.jsonl")):
-            for lines, end in _batches(path, offsets.get(path, 0)):
+            for lines, end in self._readable(run_id, path, offsets.get(path, 0)):
                 taken += self._take(run_id, path, lines)
                 # Only now: what the store could not take is read again.
                 offsets[path] = end
@@ -54,6 +60,7 @@ class SpoolReader:
         """Drop what is remembered of a run that has ended."""
         self._offsets.pop(run_id, None)
         self._bad_lines.pop(run_id, None)
+        self._bad_files.pop(run_id, None)
 
     def known(self) -> set[str]:
         """Return the runs of which something is remembered."""
@@ -62,6 +69,19 @@ class SpoolReader:
     def bad_lines(self, run_id: str) -> int:
         """Return how many lines of the run could not be taken."""
         return self._bad_lines.get(run_id, 0)
+
+    def _readable(self, run_id: str, path: Path, offset: int) -> Iterator[tuple[list[bytes], int]]:
+        """Yield the batches of a file as far as it can be read; it is tried again, and told of once."""
+        try:
+            yield from _batches(path, offset)
+        except OSError as error:
+            if path not in self._bad_files[run_id]:
+                self._bad_files[run_id].add(path)
+                trouble = error.strerror or error
+                message = f"{path} in the run's spool cannot be read, its epochs may be missing: {trouble}"
+                self._tell_once(run_id, BAD_FILE, message)
+        else:
+            self._bad_files[run_id].discard(path)
 
     def _take(self, run_id: str, path: Path, lines: list[bytes]) -> int:
         messages = []
@@ -72,14 +92,22 @@ class SpoolReader:
                 self._skip(run_id, path, error.errors(include_input=False, include_url=False)[0]["msg"])
         try:
             self._store.ingest(run_id, messages)
-        except BadRequestError:
-            # One of them is at fault: the others must not suffer for it.
+        except Exception as error:
+            if not _message_is_at_fault(error):
+                raise
+            # One of them: the others must not suffer for it.
             for message in messages:
-                try:
-                    self._store.ingest(run_id, [message])
-                except BadRequestError as error:
-                    self._skip(run_id, path, str(error))
+                self._take_alone(run_id, path, message)
         return len(messages)
+
+    def _take_alone(self, run_id: str, path: Path, message: IngestMessage) -> None:
+        try:
+            self._store.ingest(run_id, [message])
+        except Exception as error:
+            if not _message_is_at_fault(error):
+                raise
+            expected = isinstance(error, BadRequestError)
+            self._skip(run_id, path, str(error) if expected else f"{type(error).__name__}: {error}")
 
     def _skip(self, run_id: str, path: Path, trouble: str) -> None:
         """Count a line that cannot be taken; the run's first one is also an event, over all starts."""
@@ -87,9 +115,23 @@ class SpoolReader:
         if self._bad_lines[run_id] > 1:
             return
         message = f"a line of {path.name} in the run's spool cannot be read and is left out: {trouble}"
-        logger.warning("Run %s: %s", run_id, message, extra={"action": BAD_LINE, "run_id": run_id})
-        if all(event.reason != BAD_LINE for event in self._store.events(run_id)):
-            self._store.add_event(run_id, reason=BAD_LINE, message=message)
+        self._tell_once(run_id, BAD_LINE, message)
+
+    def _tell_once(self, run_id: str, reason: str, message: str) -> None:
+        logger.warning("Run %s: %s", run_id, message, extra={"action": reason, "run_id": run_id})
+        if all(event.reason != reason for event in self._store.events(run_id)):
+            self._store.add_event(run_id, reason=reason, message=message)
+
+
+def _message_is_at_fault(error: Exception) -> bool:
+    """Tell a message that will never be taken from a store that could not take any message just now.
+
+    What is unforeseen counts as the message's fault: read again and again, it would block its run for ever.
+    """
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return False
+    passing = (OperationalError, PoolTimeoutError, StaleDataError, OSError, NotFoundError)
+    return not isinstance(error, passing)
 
 
 def _batches(path: Path, offset: int) -> Iterator[tuple[list[bytes], int]]:

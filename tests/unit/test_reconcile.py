@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -321,7 +322,7 @@ def test_what_goes_wrong_with_one_run_does_not_cost_the_others_their_turn(world:
 
     def fails_for_a(run_id: str, messages: Sequence[IngestMessage]) -> Control:
         if run_id == "a":
-            raise RuntimeError("disk on fire")
+            raise OSError("disk on fire")
         return ingest(run_id, messages)
 
     world.store.ingest = fails_for_a  # type: ignore[method-assign]
@@ -331,6 +332,31 @@ def test_what_goes_wrong_with_one_run_does_not_cost_the_others_their_turn(world:
     assert world.reconciler.step()
     assert world.run("b").state is RunState.SUCCEEDED
     assert world.store.counters.value(RECONCILE_ERRORS) == 1
+
+
+def test_a_spool_that_cannot_be_taken_does_not_keep_an_ended_run(world: World) -> None:
+    submission = world.running()
+    world.store.ingest("digits-1", [finished(Outcome.SUCCEEDED)])
+    world.spool(epoch_message(3))
+    ingest = world.store.ingest
+
+    def fails(*_: object) -> Control:
+        raise OSError("disk on fire")
+
+    world.store.ingest = fails  # type: ignore[method-assign]
+    world.cluster.finish(submission)
+    world.reconciler.step()
+    world.store.ingest = ingest  # type: ignore[method-assign]
+    assert world.run().state is RunState.SUCCEEDED
+
+
+def test_a_time_outside_the_calendar_does_not_keep_a_run_from_its_end(world: World) -> None:
+    submission = world.running()
+    strange = datetime.fromisoformat("0001-01-01T00:00:00+14:00")
+    world.spool(attempt_message(2).model_copy(update={"time": strange}), finished(Outcome.SUCCEEDED))
+    world.cluster.finish(submission)
+    world.reconciler.step()
+    assert world.run().state is RunState.SUCCEEDED
 
 
 def test_a_run_that_somebody_else_moved_meanwhile_stays_where_it_is(world: World) -> None:

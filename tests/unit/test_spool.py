@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from curvewatch_service.spool import BAD_LINE, BATCH, SpoolReader
+from curvewatch_service.spool import BAD_FILE, BAD_LINE, BATCH, SpoolReader
+from curvewatch_workers.contract import Control, IngestMessage
 from reconcile_support import World
 from store_support import attempt_message, epoch_message, new_run
 
@@ -87,11 +89,47 @@ def test_what_the_store_could_not_take_is_read_again(world: World, reader: Spool
     ingest = world.store.ingest
 
     def locked(*_: object) -> None:
-        raise OSError("database is locked")
+        raise OperationalError("INSERT", {}, Exception("database is locked"))
 
     world.store.ingest = locked  # type: ignore[method-assign, assignment]
-    with pytest.raises(OSError, match="locked"):
+    with pytest.raises(OperationalError, match="locked"):
         reader.ingest("digits-1")
     world.store.ingest = ingest  # type: ignore[method-assign]
     assert reader.ingest("digits-1") == 1
     assert _epochs(world) == [1]
+
+
+def test_a_message_that_breaks_the_ingest_does_not_block_those_behind_it(
+    world: World, reader: SpoolReader
+) -> None:
+    ingest = world.store.ingest
+
+    def breaks_on_epoch_two(run_id: str, messages: Sequence[IngestMessage]) -> Control:
+        if any(message.kind == "epoch" and message.record.epoch == 2 for message in messages):
+            raise OverflowError("date value out of range")
+        return ingest(run_id, messages)
+
+    world.store.ingest = breaks_on_epoch_two  # type: ignore[method-assign]
+    world.spool(epoch_message(1), epoch_message(2), epoch_message(3))
+    reader.ingest("digits-1")
+    assert _epochs(world) == [1, 3]
+    assert reader.bad_lines("digits-1") == 1
+    [told] = [event for event in world.store.events("digits-1") if event.reason == BAD_LINE]
+    assert "OverflowError: date value out of range" in told.message
+
+
+def test_a_file_that_cannot_be_read_is_told_once_and_the_others_are_taken(
+    world: World, reader: SpoolReader
+) -> None:
+    broken = world.spool(epoch_message(1), source="attempt-1").with_name("attempt-0.jsonl")
+    broken.mkdir()
+    for _ in range(2):
+        reader.ingest("digits-1")
+    SpoolReader(world.store, world.settings.storage_path).ingest("digits-1")
+    assert _epochs(world) == [1]
+    assert world.reasons().count(BAD_FILE) == 1
+    # It can be read again.
+    broken.rmdir()
+    world.spool(epoch_message(2), source="attempt-0")
+    reader.ingest("digits-1")
+    assert _epochs(world) == [1, 2]

@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -209,6 +209,29 @@ def test_a_number_that_no_database_keeps_is_refused_by_name(
 ) -> None:
     _started(store)
     with pytest.raises(BadRequestError, match=rf"^{name} is 9223372036854775808, more than"):
+        store.ingest("digits-1", [message])
+
+
+_EARLY, _LATE = (
+    datetime.fromisoformat(text) for text in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00")
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        (attempt_message(1).model_copy(update={"time": _EARLY}), "time"),
+        (WorkerEvent(attempt=1, time=_LATE, reason="slow", message="slow"), "time"),
+        (_finished().model_copy(update={"time": _LATE}), "time"),
+        (EpochFinished(record=record(1).model_copy(update={"started_at": _EARLY})), "started_at"),
+        (EpochFinished(record=record(1).model_copy(update={"finished_at": _LATE})), "finished_at"),
+    ],
+)
+def test_a_time_without_a_date_in_utc_is_refused_by_name(
+    store: Store, message: IngestMessage, name: str
+) -> None:
+    _started(store)
+    with pytest.raises(BadRequestError, match=rf"^{name} is .* not in the years 1 to 9999"):
         store.ingest("digits-1", [message])
 
 
