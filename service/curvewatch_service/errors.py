@@ -9,6 +9,7 @@ ServiceError: carries the HTTP status it is answered with
 ├── ForbiddenError (403): not from where it may be asked
 ├── NotFoundError (404)
 ├── TooLargeError (413)
+├── WrongMediaError (415): not in the form that is read there
 ├── IllegalTransitionError (409): a move that is not in the life of a run
 ├── ClusterUnavailableError (503): Ray does not answer
 ├── SettingsError: a setting cannot be used
@@ -64,6 +65,12 @@ class TooLargeError(ServiceError):
     """More bytes or files than the service takes."""
 
     status = 413
+
+
+class WrongMediaError(ServiceError):
+    """The body is not in the form that is read there."""
+
+    status = 415
 
 
 class IllegalTransitionError(ServiceError):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from urllib.parse import parse_qs
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from curvewatch_service.errors import BadRequestError, TooLargeError
+from curvewatch_service.errors import BadRequestError, TooLargeError, WrongMediaError
 
 SPEC_BYTES = 1_000_000
 """Most bytes of a job file."""
+_FORM = "application/x-www-form-urlencoded"
 _FRAMING_BYTES = 64 * 1024
 _CODE_REMEDY = "keep data and checkpoints outside of the code folder and give their paths in params"
 
@@ -27,14 +29,31 @@ class Upload:
     """The zipped code folder."""
 
 
-async def read_body(request: Request, *, limit: int) -> bytes:
+async def read_body(request: Request, *, limit: int, remedy: str = "send fewer messages at once") -> bytes:
     """Return a body of at most so many bytes.
 
     Raises:
         TooLargeError: It has more.
     """
-    rule = f"the limit is {limit}; send fewer messages at once"
+    rule = f"the limit is {limit}; {remedy}"
     return b"".join([chunk async for chunk in _limited(request, limit=limit, what="the request", rule=rule)])
+
+
+async def read_form(request: Request, *, limit: int) -> dict[str, str]:
+    """Return the fields of a form of at most so many bytes; of a field that is there twice, the last one.
+
+    Only the plain form is read: the parts of a multipart body would be written to the disk on the way.
+
+    Raises:
+        WrongMediaError: It is another kind of body.
+        TooLargeError: It has more bytes.
+    """
+    kind = request.headers.get("Content-Type", "")
+    if kind.partition(";")[0].strip().lower() != _FORM:
+        raise WrongMediaError(f"{request.url.path} reads a form as {_FORM}, got content type {kind!r}")
+    body = await read_body(request, limit=limit, remedy="send only the fields of the form")
+    fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+    return {name: values[-1] for name, values in fields.items()}
 
 
 async def read_upload(request: Request, *, max_code_bytes: int) -> Upload:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Depends, Form, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
+from curvewatch_service.api.bodies import read_form
 from curvewatch_service.auth import Sessions, same_secret
 from curvewatch_service.errors import ForbiddenError, NotAuthenticatedError
 from curvewatch_service.services import Services
@@ -24,6 +25,7 @@ CSRF_HEADER = "X-CSRF-Token"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _FORM = "application/x-www-form-urlencoded"
 _MAX_FORM_BYTES = 64 * 1024
+_MAX_PATH = 2048
 
 router = APIRouter(include_in_schema=False)
 
@@ -136,22 +138,25 @@ def login_url(request: Request) -> str:
 def local_path(path: str) -> str:
     """Return a path of this service; whatever leads elsewhere becomes `/`."""
     # Browsers read `//host` and `/\host` as another host, and skip control characters on the way.
-    if not path.startswith("/") or path.startswith(("//", "/\\")) or not path.isprintable():
-        return "/"
-    return path
+    leaves = not path.startswith("/") or path.startswith(("//", "/\\")) or not path.isprintable()
+    return "/" if leaves or len(path) > _MAX_PATH else path
+
+
+async def _login_form(request: Request) -> dict[str, str]:
+    # Whoever signs in is not known yet: little is read, and nothing is kept.
+    return await read_form(request, limit=_MAX_FORM_BYTES)
 
 
 @router.post("/login")
 def log_in(
     request: Request,
-    token: Annotated[str, Form(max_length=1024)] = "",
-    next: Annotated[str, Form(max_length=2048)] = "/",  # noqa: A002 - the name of the form's field
+    form: Annotated[dict[str, str], Depends(_login_form)],
 ) -> Response:
     """Sign a browser in with a token."""
-    target = local_path(next)
+    target = local_path(form.get("next", "/"))
     # Nobody but our own page may sign a browser in: else somebody could do it with a token of his.
     ours = request.headers.get("Sec-Fetch-Site", "same-origin") in ("same-origin", "none")
-    cookie = sessions_of(request).begin(token.strip()) if ours else None
+    cookie = sessions_of(request).begin(form.get("token", "").strip()) if ours else None
     if cookie is None:
         return RedirectResponse(f"/login?{urlencode({'failed': 1, 'next': target})}", status_code=303)
     answer = RedirectResponse(target, status_code=303)
