@@ -36,7 +36,9 @@ class Move:
 Action = Submit | StopJob | Move
 
 
-def decide(run: Run, job: JobState | None, *, embedded: bool, stop_overdue: bool = False) -> Action | None:
+def decide(
+    run: Run, job: JobState | None, *, embedded: bool, stop_overdue: bool = False, told_all: bool = True
+) -> Action | None:
     """Return what to do about a run that the cluster should have.
 
     Args:
@@ -44,12 +46,15 @@ def decide(run: Run, job: JobState | None, *, embedded: bool, stop_overdue: bool
         job: What the cluster says of its latest submission; None when it does not know it.
         embedded: Whether the cluster is the service's own, which forgets its jobs when it starts anew.
         stop_overdue: Whether the workers have had their time to stop by themselves.
+        told_all: Whether the last words of a job that has ended have had their time to reach the spool.
     """
     if job is not None and not job.state.ended:
         return StopJob() if run.state is RunState.STOPPING and stop_overdue else None
     if run.outcome is not None:
         return _after_outcome(run, run.outcome)
-    return _after_loss(run, embedded=embedded) if job is None else _after_silent_end(run, job)
+    if job is None:
+        return _after_loss(run, embedded=embedded)
+    return _after_silent_end(run, job) if told_all or _ended_as_asked(run, job) else None
 
 
 def _after_outcome(run: Run, outcome: Outcome) -> Move:
@@ -81,6 +86,12 @@ def _after_loss(run: Run, *, embedded: bool) -> Action:
         case _:
             reason = f"the cluster does not know job {run.submission_id} any more; was its head replaced?"
             return Move(target=RunState.LOST, reason=reason)
+
+
+def _ended_as_asked(run: Run, job: JobState) -> bool:
+    """Of a job that Ray ended for us nobody waits for last words."""
+    asked = run.state is RunState.STOPPING or run.control is Control.PAUSE
+    return asked and job.state is JobStatus.STOPPED
 
 
 def _after_silent_end(run: Run, job: JobState) -> Move:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from curvewatch_service.cluster import Cluster, JobState, JobStatus
 from curvewatch_service.decisions import Move, StopJob, Submit, decide
@@ -25,6 +26,12 @@ OUTAGE_SECONDS = 30.0
 """Silence of the cluster after which its runs are told of it; a head that starts is silent for less."""
 STOP_AGAIN_SECONDS = 30.0
 """Pause between two requests to end the same job."""
+LAST_WORDS_SECONDS = 10.0
+"""How long after its job has ended a program's last lines may take through a shared file system."""
+LATE_SPOOL_SECONDS = 10.0
+"""Pause between two looks at the spools of runs that have ended."""
+LATE_AT_START_SECONDS = 3600.0
+"""How far back runs have ended whose spools are read once when the service starts."""
 LONGEST_PAUSE_SECONDS = 10.0
 """Between two looks at a cluster that does not answer."""
 
@@ -68,6 +75,8 @@ class Reconciler:
         self._spool = SpoolReader(store, settings.storage_path)
         self._outage = _Outage()
         self._stop_due: dict[str, float] = {}
+        self._ended_since: dict[str, float] = {}
+        self._late_due: float | None = None
         self._told_too_large: set[str] = set()
 
     def step(self) -> bool:
@@ -76,6 +85,11 @@ class Reconciler:
         self._forget_ended(runs)
         for run in runs:
             self._guarded(run, self._take_spool)
+        answered = self._bring_on(runs)
+        self._take_late_spools()
+        return answered
+
+    def _bring_on(self, runs: list[Run]) -> bool:
         try:
             for run in runs:
                 if run.state.holds_resources:
@@ -123,6 +137,25 @@ class Reconciler:
     def _take_spool(self, run: Run) -> None:
         self._spool.ingest(run.run_id)
 
+    def _take_late_spools(self) -> None:
+        """Take what reached the spools of runs after their end.
+
+        It comes from ranks that outlived their driver, or through a file system that showed it late.
+        """
+        now, first = self._clock(), self._late_due is None
+        if self._late_due is not None and now < self._late_due:
+            return
+        self._late_due = now + LATE_SPOOL_SECONDS
+        seconds = self._settings.linger_seconds
+        window = timedelta(seconds=max(seconds, LATE_AT_START_SECONDS) if first else seconds)
+        shown = self._store.shown_since(datetime.now(UTC) - window)
+        for run_id in shown:
+            run = self._store.run(run_id)
+            if run.state.terminal:
+                self._guarded(run, self._take_spool)
+        for run_id in self._spool.known() - set(shown):
+            self._spool.forget(run_id)
+
     def _follow(self, run: Run) -> None:
         job = self._cluster.status(_job_of(run))
         if job is None or job.state.ended:
@@ -133,7 +166,9 @@ class Reconciler:
         if not run.state.holds_resources:
             return
         overdue = run.state is RunState.STOPPING and self._stop_is_overdue(run, job)
-        match decide(run, job, embedded=self._settings.embedded, stop_overdue=overdue):
+        told_all = self._told_all(run, job)
+        embedded = self._settings.embedded
+        match decide(run, job, embedded=embedded, stop_overdue=overdue, told_all=told_all):
             case Submit():
                 self._submit(run)
             case StopJob():
@@ -219,6 +254,13 @@ class Reconciler:
             due = self._stop_due[run.run_id] = self._clock() + grace
         return self._clock() >= due
 
+    def _told_all(self, run: Run, job: JobState | None) -> bool:
+        """Tell whether the job's last words have had their time to arrive since it was first seen ended."""
+        if job is None or not job.state.ended:
+            return True
+        since = self._ended_since.setdefault(_job_of(run), self._clock())
+        return self._clock() - since >= LAST_WORDS_SECONDS
+
     def _handle_too_large(self, run: Run, total: Resources) -> None:
         """Our own Ray never grows: the run has failed. Another cluster may: the run waits."""
         try:
@@ -248,9 +290,9 @@ class Reconciler:
 
     def _forget_ended(self, runs: list[Run]) -> None:
         active = {run.run_id for run in runs}
-        for run_id in self._spool.known() - active:
-            self._spool.forget(run_id)
         self._told_too_large &= active
+        for job in self._ended_since.keys() - {run.submission_id for run in runs}:
+            del self._ended_since[job]
         for run_id in self._stop_due.keys() - active:
             del self._stop_due[run_id]
 

@@ -11,7 +11,12 @@ import pytest
 
 from curvewatch_service.cluster import JobState, JobStatus
 from curvewatch_service.planning import Resources
-from curvewatch_service.reconcile import OUTAGE_SECONDS, ReconcilerLoop
+from curvewatch_service.reconcile import (
+    LAST_WORDS_SECONDS,
+    LATE_SPOOL_SECONDS,
+    OUTAGE_SECONDS,
+    ReconcilerLoop,
+)
 from curvewatch_service.runs import RunState
 from curvewatch_workers.contract import Control, IngestMessage, Outcome, ScalingSpec
 from curvewatch_workers.series import RECONCILE_ERRORS
@@ -71,12 +76,18 @@ def test_what_the_program_told_decides_and_without_it_what_ray_says(
     world.cluster.finish(submission, job)
     world.reconciler.admitting = False
     world.reconciler.step()
+    if outcome is None:
+        assert world.run().state is RunState.RUNNING, "its last words may be on their way"
+        world.clock.now += LAST_WORDS_SECONDS
+        world.reconciler.step()
     assert world.run().state is state
 
 
 def test_a_failed_job_without_a_word_carries_what_ray_says(world: World) -> None:
     submission = world.running()
     world.cluster.finish(submission, JobStatus.FAILED, "exit code 1, last logs:\nImportError: no torch")
+    world.reconciler.step()
+    world.clock.now += LAST_WORDS_SECONDS
     world.reconciler.step()
     run = world.run()
     assert "exit code 1, last logs:" in run.reason
@@ -112,6 +123,31 @@ def test_what_is_spooled_while_the_job_ends_is_not_missed(world: World) -> None:
     assert world.run().state is RunState.SUCCEEDED
     assert world.run().epoch == 3
     assert submission == "digits-1-1"
+
+
+def test_last_words_that_arrive_after_the_job_has_ended_decide(world: World) -> None:
+    submission = world.running()
+    world.cluster.finish(submission, JobStatus.FAILED)
+    world.reconciler.step()
+    world.clock.now += LAST_WORDS_SECONDS / 2
+    world.spool(epoch_message(3), finished(Outcome.SUCCEEDED))
+    world.reconciler.step()
+    assert (world.run().state, world.run().epoch) == (RunState.SUCCEEDED, 3)
+
+
+def test_what_is_spooled_after_the_end_is_kept_and_changes_no_state(world: World) -> None:
+    submission = world.running()
+    world.store.ingest("digits-1", [finished(Outcome.SUCCEEDED)])
+    world.cluster.finish(submission)
+    world.reconciler.step()
+    world.spool(epoch_message(3))
+    world.clock.now += LATE_SPOOL_SECONDS
+    world.reconciler.step()
+    assert (world.run().state, world.run().epoch) == (RunState.SUCCEEDED, 3)
+
+    world.spool(epoch_message(4))
+    world.restarted().reconciler.step()
+    assert (world.run().state, world.run().epoch) == (RunState.SUCCEEDED, 4)
 
 
 def test_a_run_whose_submission_was_cut_off_is_submitted_under_the_same_name(world: World) -> None:
@@ -207,6 +243,8 @@ def test_the_log_of_a_job_is_kept_when_it_has_ended(world: World) -> None:
     world.reconciler.step()
     assert world.cluster.kept == []
     world.cluster.finish(submission, JobStatus.FAILED)
+    world.reconciler.step()
+    world.clock.now += LAST_WORDS_SECONDS
     world.reconciler.step()
     assert world.cluster.kept == [submission]
 
@@ -343,7 +381,7 @@ def test_a_spool_that_cannot_be_taken_does_not_keep_an_ended_run(world: World) -
     def fails(*_: object) -> Control:
         raise OSError("disk on fire")
 
-    world.store.ingest = fails  # type: ignore[method-assign]
+    world.store.ingest = fails  # type: ignore[method-assign, assignment]
     world.cluster.finish(submission)
     world.reconciler.step()
     world.store.ingest = ingest  # type: ignore[method-assign]
