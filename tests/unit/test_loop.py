@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import gc
 import math
+import multiprocessing
 import random
+import weakref
 from pathlib import Path
 from typing import cast
 
@@ -333,3 +336,19 @@ def test_an_epoch_lasts_as_long_as_it_did_whatever_the_time_of_day_does(tmp_path
     trainer.run(after_epoch=0)
 
     assert all(0 < record.duration_seconds < 60 for record in reporter.records)
+
+
+def test_a_trainer_that_is_let_go_lets_its_loading_processes_go(tmp_path: Path) -> None:
+    """In a cycle of references they would live until the garbage collector comes by, and end by force."""
+    trainer = make_trainer(make_spec(data_workers=1), make_task(), tmp_path)
+    gc.disable()
+    try:
+        trainer.run(after_epoch=0)
+        alive = weakref.ref(trainer)
+        assert multiprocessing.active_children()
+        del trainer
+
+        assert alive() is None
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()

@@ -117,18 +117,26 @@ class ShareLoader:
             seed: What random augmentation in a loading process starts from, beside the number of the share.
         """
         self._shares.source, self._shares.seed = shares, seed
-        for inputs, targets, indices in self._loader:
-            yield Batch(pytree.tree_map_only(Tensor, self._move, inputs), self._move(targets), indices)
+        try:
+            for inputs, targets, indices in self._loader:
+                yield Batch(pytree.tree_map_only(Tensor, self._move, inputs), self._move(targets), indices)
+        finally:
+            # What `shares` holds on to may hold this loader: in a cycle, its processes end late and by force.
+            self._shares.source = _no_shares
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
+
+
+def _no_shares() -> Iterator[Indices]:
+    return iter(())
 
 
 class _Shares:
     """The batch sampler whose shares change with each epoch."""
 
     def __init__(self) -> None:
-        self.source: Callable[[], Iterator[Indices]] = lambda: iter(())
+        self.source: Callable[[], Iterator[Indices]] = _no_shares
         self.seed: tuple[int, ...] = ()
 
     def __iter__(self) -> Iterator[_Request]:
