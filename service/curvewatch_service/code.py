@@ -11,7 +11,6 @@ import os
 import stat
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +33,9 @@ LEFT_OUT = frozenset(
 """Names that never travel: history, environments and caches."""
 UNPACKED_FACTOR = 10
 """A folder may have this many times the bytes of its zip: code packs 3 to 5 times, a zip bomb 1000 times."""
+_MAX_NAME_BYTES = 1024
+_UNREADABLE_FLAGS = 0x1 | 0x20 | 0x40
+"""Encrypted, a patch of another file, strongly encrypted."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _READABLE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
@@ -152,20 +154,17 @@ class CodeStore:
         limits = self._limits
         if len(zip_bytes) > limits.max_bytes:
             raise TooLargeError(_too_large(len(zip_bytes), limits.max_bytes, "zipped"))
-        try:
-            with zipfile.ZipFile(io.BytesIO(zip_bytes)) as archive:
-                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise CodeBundleError(f"the code is no zip file that can be read: {error}; send a zip") from error
+        with _opened(zip_bytes) as archive:
+            entries = archive.infolist()
         if len(entries) > limits.max_files:
-            raise TooLargeError(_too_many(len(entries), limits))
+            raise TooLargeError(_too_many(len(entries), limits, what="files and folders"))
         unpacked = sum(entry.file_size for entry in entries)
         if unpacked > limits.max_unpacked_bytes:
             raise TooLargeError(_too_large(unpacked, limits.max_unpacked_bytes, "unpacked"))
         for entry in entries:
             _check_entry(entry)
-        names = tuple(entry.filename for entry in entries)
-        _check_names(names)
+        names = tuple(entry.filename for entry in entries if not entry.is_dir())
+        _check_names(names, folders=[entry.filename for entry in entries if entry.is_dir()])
         return names
 
     def put(self, zip_bytes: bytes) -> str:
@@ -189,44 +188,58 @@ class CodeStore:
 
 
 def _check_content(zip_bytes: bytes) -> None:
-    damaged: object
+    with _opened(zip_bytes) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise CodeBundleError(f"the zip of the code is damaged ({damaged!r}); send it again")
+
+
+@contextlib.contextmanager
+def _opened(zip_bytes: bytes) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(io.BytesIO(zip_bytes)) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        damaged = error
-    if damaged is not None:
-        raise CodeBundleError(f"the zip of the code is damaged ({damaged}); send it again")
+            yield archive
+    # Of damaged bytes zipfile raises whatever its parts do: BadZipFile, zlib.error, struct.error,
+    # IndexError, NotImplementedError and more; the bytes are all that is read here.
+    except Exception as error:
+        raise CodeBundleError(
+            f"the code is no zip file that can be read, or a damaged one ({error}); send it again"
+        ) from error
 
 
 def _check_entry(entry: zipfile.ZipInfo) -> None:
     name = entry.filename
     path, mode = PurePosixPath(name), entry.external_attr >> 16
     rule = None
+    kind = stat.S_IFDIR if entry.is_dir() else stat.S_IFREG
     if not name.isprintable() or "\\" in name:
         rule = "names hold printable characters and no backslash"
     elif path.is_absolute() or ".." in path.parts or not path.parts:
         rule = "names are relative and stay inside the folder"
     elif any(len(part.encode()) > 255 for part in path.parts):
         rule = "each part of a name has at most 255 bytes"
-    elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+    elif len(name.encode()) > _MAX_NAME_BYTES:
+        rule = f"names have at most {_MAX_NAME_BYTES} bytes"
+    elif stat.S_IFMT(mode) not in (0, kind):
         rule = "links and devices do not travel"
-    elif entry.flag_bits & 1:
-        rule = "files are not encrypted"
+    elif entry.flag_bits & _UNREADABLE_FLAGS:
+        rule = "files are not encrypted, and no patches"
     elif entry.compress_type not in _READABLE:
         rule = "files are stored or deflated"
     if rule is not None:
         raise CodeBundleError(f"the code folder cannot be taken because of {name!r}: {rule}")
 
 
-def _check_names(names: Collection[str]) -> None:
-    seen: set[PurePosixPath] = set()
+def _check_names(names: Collection[str], *, folders: Collection[str]) -> None:
+    files: set[PurePosixPath] = set()
     for path in map(PurePosixPath, names):
-        if path in seen:
+        if path in files:
             raise CodeBundleError(f"{str(path)!r} is twice in the zip of the code; leave one")
-        seen.add(path)
-    for path in seen:
-        if (clash := next((parent for parent in path.parents if parent in seen), None)) is not None:
+        files.add(path)
+    named = {PurePosixPath(folder) for folder in folders}
+    for path in files | named:
+        above = [path, *path.parents] if path in named else path.parents
+        if (clash := next((folder for folder in above if folder in files), None)) is not None:
             raise CodeBundleError(f"{str(clash)!r} is both a file and a folder in the zip; rename one")
 
 
@@ -237,9 +250,9 @@ def _too_large(size: int, limit: int, how: str) -> str:
     )
 
 
-def _too_many(count: int, limits: CodeLimits) -> str:
+def _too_many(count: int, limits: CodeLimits, *, what: str = "files") -> str:
     return (
-        f"the code folder has {count} files, the limit is {limits.max_files}; keep data outside of it and "
+        f"the code folder has {count} {what}, the limit is {limits.max_files}; keep data outside of it and "
         "give its path in params"
     )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import stat
 import zipfile
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -116,10 +118,10 @@ def _odd_compression() -> bytes:
     return packed.getvalue()
 
 
-def _encrypted() -> bytes:
+def _flagged(flag: int) -> bytes:
     zip_bytes = bytearray(_archive(("digits.py", b"x")))
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        zip_bytes[zip_bytes.index(signature) + offset] |= 1
+        zip_bytes[zip_bytes.index(signature) + offset] |= flag
     return bytes(zip_bytes)
 
 
@@ -146,7 +148,15 @@ def _damaged() -> bytes:
         (lambda: _archive(("a.py", b""), ("a.py", b"")), "twice in the zip"),
         (lambda: _archive(("a.py", b""), ("./a.py", b"")), "twice in the zip"),
         (lambda: _archive(("a", b""), ("a/b.py", b"")), "both a file and a folder"),
-        (_encrypted, "not encrypted"),
+        (lambda: _archive(("../../up/", b"")), "stay inside the folder"),
+        (lambda: _archive(("bad\x1bname/", b"")), "printable characters"),
+        (lambda: _archive(("x/" * 600, b"")), "at most 1024 bytes"),
+        (lambda: _archive(("a.py", b""), ("a.py/", b"")), "both a file and a folder"),
+        (lambda: _archive(("a.py/", b""), ("a.py", b"")), "both a file and a folder"),
+        (lambda: _archive(("a", b""), ("a/b/", b"")), "both a file and a folder"),
+        (lambda: _flagged(0x01), "not encrypted"),
+        (lambda: _flagged(0x20), "no patches"),
+        (lambda: _flagged(0x40), "not encrypted"),
         (_odd_compression, "stored or deflated"),
         (_damaged, "damaged"),
     ],
@@ -159,12 +169,31 @@ def test_a_zip_that_could_do_harm_is_refused_and_not_kept(tmp_path: Path, make: 
     assert list((tmp_path / "code").iterdir()) == []
 
 
+def test_folders_may_be_named_in_a_zip_and_are_no_files(tmp_path: Path) -> None:
+    zip_bytes = _archive(("jobs/", b""), ("jobs/other.py", b""), ("empty/", b""))
+    assert CodeStore(tmp_path / "code").names(zip_bytes) == ("jobs/other.py",)
+
+
+def test_a_damaged_zip_is_refused_or_still_good(tmp_path: Path) -> None:
+    store, whole = CodeStore(tmp_path / "code"), zip_folder(_folder(tmp_path / "digits"))
+    random, refused = Random(7), 0
+    for _ in range(600):
+        damaged = bytearray(whole)
+        for _ in range(random.choice((1, 1, 4))):
+            damaged[random.randrange(len(damaged))] ^= random.randrange(1, 256)
+        with contextlib.suppress(CodeBundleError, TooLargeError):
+            store.put(bytes(damaged[: random.choice((len(whole), random.randrange(len(whole))))]))
+            continue
+        refused += 1
+    assert refused > 300
+
+
 def test_limits_are_named_with_what_was_found(tmp_path: Path) -> None:
     store = CodeStore(tmp_path / "code", limits=CodeLimits(max_bytes=400, max_files=2))
     with pytest.raises(TooLargeError, match="has 401 bytes zipped, the limit is 400 bytes"):
         store.put(bytes(401))
-    with pytest.raises(TooLargeError, match="has 3 files, the limit is 2"):
-        store.put(_archive(("a", b""), ("b", b""), ("c", b"")))
+    with pytest.raises(TooLargeError, match="has 3 files and folders, the limit is 2"):
+        store.put(_archive(("a", b""), ("b", b""), ("c/", b"")))
     with pytest.raises(TooLargeError, match="has 100000 bytes unpacked, the limit is 4000"):
         store.put(_archive(("zeros", bytes(100_000))))
 
