@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -175,7 +176,8 @@ class RayCluster:
         answer = self._request("GET", f"/api/jobs/{submission_id}", missing_is_fine=True)
         if answer is None:
             return None
-        return JobState(state=JobStatus(answer["status"]), message=answer.get("message") or "")
+        with self._understanding("a job"):
+            return JobState(state=JobStatus(answer["status"]), message=str(answer.get("message") or ""))
 
     def logs(self, submission_id: str) -> str:
         """Return the end of what the job's driver printed, empty when there is none."""
@@ -183,7 +185,10 @@ class RayCluster:
         if kept is not None and kept.exists():
             return kept.read_text()
         answer = self._request("GET", f"/api/jobs/{submission_id}/logs", missing_is_fine=True)
-        return str(answer["logs"])[-LOG_CHARACTERS:] if answer else ""
+        if answer is None:
+            return ""
+        with self._understanding("a log"):
+            return str(answer["logs"] or "")[-LOG_CHARACTERS:]
 
     def keep_logs(self, submission_id: str) -> None:
         """Let `logs` answer for this job even when the cluster is gone.
@@ -209,21 +214,36 @@ class RayCluster:
     def resources(self) -> Resources:
         """Return what the cluster has, or can grow to, whether in use or not."""
         answer = self._request("GET", "/api/v0/nodes?detail=1&limit=10000")
-        nodes = [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
-        totals = [node["resources_total"] for node in nodes]
+        with self._understanding("the nodes"):
+            nodes = [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
+            totals = [_cpus_and_gpus(node["resources_total"]) for node in nodes]
         if not totals:
             raise ClusterUnavailableError(
                 "the Ray cluster answers but has no live node yet; try again shortly"
             )
-        cpus = sum(total.get("CPU", 0.0) for total in totals)
-        gpus = sum(total.get("GPU", 0.0) for total in totals)
+        cpus, gpus = (sum(amounts) for amounts in zip(*totals, strict=True))
         growing = self._max_cpus is not None or self._max_gpus is not None
         return Resources(
             cpus=self._max_cpus if self._max_cpus is not None else cpus,
             gpus=self._max_gpus if self._max_gpus is not None else gpus,
             # A cluster that grows may yet get a larger node.
-            largest_node_cpus=None if growing else max(total.get("CPU", 0.0) for total in totals),
+            largest_node_cpus=None if growing else max(node_cpus for node_cpus, _ in totals),
         )
+
+    @contextlib.contextmanager
+    def _understanding(self, what: str) -> Iterator[None]:
+        """Read an answer; one in which something is missing comes from a head that starts, or from no Ray.
+
+        Raises:
+            ClusterUnavailableError: The answer has not the fields that Ray's have.
+        """
+        try:
+            yield
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ClusterUnavailableError(
+                f"what answers at {self._endpoint().url} tells of {what} in a way that Ray does not "
+                f"({type(error).__name__}: {error}); is it a Ray dashboard of a version that is supported?"
+            ) from error
 
     def _request(self, method: str, path: str, *, missing_is_fine: bool = False) -> Any:
         """Send one request and return its JSON; None for a 404 that is fine."""
@@ -239,7 +259,10 @@ class RayCluster:
             return None
         _require_success(endpoint, response)
         try:
-            return response.json()
+            answer = response.json()
+            if answer is None:  # it would read as a job that is not known
+                raise ValueError("null")
+            return answer
         except ValueError as error:
             raise ClusterUnavailableError(
                 f"what answers at {endpoint.url} is no Ray dashboard; check the address"
@@ -257,6 +280,10 @@ class RayCluster:
             )
         except Exception as error:
             raise _submission_error(request, endpoint, error) from error
+
+
+def _cpus_and_gpus(resources: dict[str, Any]) -> tuple[float, float]:
+    return float(resources.get("CPU", 0.0)), float(resources.get("GPU", 0.0))
 
 
 def _submission_error(request: JobRequest, endpoint: Endpoint, error: Exception) -> ServiceError:

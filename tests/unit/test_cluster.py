@@ -133,6 +133,34 @@ def test_a_cluster_that_grows_has_what_it_can_grow_to(dashboard: Dashboard) -> N
         assert growing.resources() == Resources(cpus=256, gpus=16)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        [],
+        {"data": None},
+        {"data": {"result": {"result": [{"state": "ALIVE"}]}}},
+        _nodes({"state": "ALIVE", "resources_total": None}),
+        _nodes({"state": "ALIVE", "resources_total": {"CPU": "many"}}),
+    ],
+)
+def test_nodes_that_are_told_otherwise_are_a_cluster_that_is_not_available(
+    dashboard: Dashboard, cluster: RayCluster, body: object
+) -> None:
+    dashboard.answer("/api/v0/nodes", body)
+    with pytest.raises(ClusterUnavailableError, match="tells of the nodes in a way that Ray does not"):
+        cluster.resources()
+
+
+@pytest.mark.parametrize("body", [{}, [], {"status": "DREAMING"}, {"status": None}])
+def test_a_job_that_is_told_otherwise_is_a_cluster_that_is_not_available(
+    dashboard: Dashboard, cluster: RayCluster, body: object
+) -> None:
+    dashboard.answer("/api/jobs/r-1", body)
+    with pytest.raises(ClusterUnavailableError, match="tells of a job in a way that Ray does not"):
+        cluster.status("r-1")
+
+
 def test_a_cluster_without_a_live_node_is_not_available(dashboard: Dashboard, cluster: RayCluster) -> None:
     dashboard.answer("/api/v0/nodes", _nodes(_node("DEAD", CPU=64)))
     with pytest.raises(ClusterUnavailableError, match="no live node"):
@@ -146,6 +174,7 @@ def test_a_cluster_without_a_live_node_is_not_available(dashboard: Dashboard, cl
         (403, "Forbidden", "CURVEWATCH_RAY_TOKEN_PATH"),
         (500, "GCS is away", "HTTP 500: GCS is away"),
         (200, "<html>some other site</html>", "no Ray dashboard"),
+        (200, "null", "no Ray dashboard"),
     ],
 )
 def test_what_is_no_answer_says_what_to_do_and_not_the_token(
