@@ -30,7 +30,8 @@ from curvewatch_workers.contract import (
 )
 from curvewatch_workers.diagnosis import Curve
 
-LARGEST_INTEGER = 2**63 - 1
+LARGEST_INTEGER = 2**53
+"""Largest number kept: a float64 of a chart or of Prometheus holds it exactly, and sums stay below 2**63."""
 _logger = logging.getLogger(__name__)
 
 

@@ -196,20 +196,29 @@ def test_a_request_with_one_bad_message_takes_none(store: Store) -> None:
 @pytest.mark.parametrize(
     ("message", "name"),
     [
-        (attempt_message(2**63), "attempt"),
-        (attempt_message(1, resumed_after_epoch=2**63), "epoch"),
-        (attempt_message(1, world_size=2**63), "world_size"),
-        (EpochFinished(record=record(2**63)), "epoch"),
-        (EpochFinished(record=record(1, attempt=2**63)), "attempt"),
-        (EpochFinished(record=record(1, train=split(loss=0.0, samples=2**63))), "samples"),
+        (attempt_message(2**53 + 1), "attempt"),
+        (attempt_message(1, resumed_after_epoch=2**53 + 1), "epoch"),
+        (attempt_message(1, world_size=2**53 + 1), "world_size"),
+        (EpochFinished(record=record(2**53 + 1)), "epoch"),
+        (EpochFinished(record=record(1, attempt=2**53 + 1)), "attempt"),
+        (EpochFinished(record=record(1, train=split(loss=0.0, samples=2**53 + 1))), "samples"),
     ],
 )
 def test_a_number_that_no_database_keeps_is_refused_by_name(
     store: Store, message: IngestMessage, name: str
 ) -> None:
     _started(store)
-    with pytest.raises(BadRequestError, match=rf"^{name} is 9223372036854775808, more than"):
+    with pytest.raises(BadRequestError, match=rf"^{name} is 9007199254740993, more than"):
         store.ingest("digits-1", [message])
+
+
+def test_the_largest_numbers_that_are_kept_can_be_summed(store: Store) -> None:
+    _started(store)
+    largest = [
+        EpochFinished(record=record(epoch, train=split(loss=0.0, samples=2**53))) for epoch in range(1, 4)
+    ]
+    store.ingest("digits-1", largest)
+    assert store.snapshot("digits-1").totals.train_samples == 3 * 2**53
 
 
 _EARLY, _LATE = (
