@@ -56,6 +56,13 @@ def test_standard_error_of_one_sample_is_unknown() -> None:
     assert math.isnan(make_split(0.5, samples=1).standard_error)
 
 
+def test_standard_error_of_a_loss_whose_square_overflows_is_unknown() -> None:
+    huge = changed(loss_sum=5e201, weight_sum=100.0, loss_square_sum=1e308)
+
+    assert huge.loss == pytest.approx(5e199)
+    assert math.isnan(huge.standard_error)
+
+
 def test_an_ingest_may_be_empty_and_unknown_fields_are_refused() -> None:
     assert IngestRequest.model_validate_json('{"messages": []}').messages == ()
     with pytest.raises(ValueError, match="Extra inputs"):

@@ -83,10 +83,14 @@ class SplitRecord(Record):
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean loss, from the sum of squares; NaN below two samples."""
-        if self.weight_sum <= 1:
+        """Standard error of the mean loss, from the sum of squares; NaN below two samples.
+
+        NaN too for a loss whose square a float64 cannot hold.
+        """
+        square = self.loss * self.loss  # infinite where ** raises OverflowError
+        if self.weight_sum <= 1 or not math.isfinite(square):
             return math.nan
-        variance = self.loss_square_sum / self.weight_sum - self.loss**2
+        variance = self.loss_square_sum / self.weight_sum - square
         return math.sqrt(max(variance, 0.0) / (self.weight_sum - 1))
 
     @property
