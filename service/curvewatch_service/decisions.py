@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from curvewatch_service.cluster import JobState, JobStatus
 from curvewatch_service.runs import RunState
-from curvewatch_service.store import Run
+from curvewatch_service.store import CLUSTER_LOST_JOB, Run
 from curvewatch_workers.contract import Control, Outcome
 
 
@@ -37,7 +37,14 @@ Action = Submit | StopJob | Move
 
 
 def decide(
-    run: Run, job: JobState | None, *, embedded: bool, stop_overdue: bool = False, told_all: bool = True
+    run: Run,
+    job: JobState | None,
+    *,
+    embedded: bool,
+    stop_overdue: bool = False,
+    told_all: bool = True,
+    taken: bool = False,
+    losses: int = 0,
 ) -> Action | None:
     """Return what to do about a run that the cluster should have.
 
@@ -47,13 +54,15 @@ def decide(
         embedded: Whether the cluster is the service's own, which forgets its jobs when it starts anew.
         stop_overdue: Whether the workers have had their time to stop by themselves.
         told_all: Whether the last words of a job that has ended have had their time to reach the spool.
+        taken: Whether the cluster is known to have had the job.
+        losses: How often our own cluster ended under the run since its last new epoch, before now.
     """
     if job is not None and not job.state.ended:
         return StopJob() if run.state is RunState.STOPPING and stop_overdue else None
     if run.outcome is not None:
         return _after_outcome(run, run.outcome)
     if job is None:
-        return _after_loss(run, embedded=embedded)
+        return _after_loss(run, embedded=embedded, taken=taken, losses=losses + 1)
     return _after_silent_end(run, job) if told_all or _ended_as_asked(run, job) else None
 
 
@@ -73,19 +82,31 @@ def _after_outcome(run: Run, outcome: Outcome) -> Move:
             return _paused(run, "paused with a checkpoint")
 
 
-def _after_loss(run: Run, *, embedded: bool) -> Action:
+def _after_loss(run: Run, *, embedded: bool, taken: bool, losses: int) -> Action:
     """The cluster does not know the job, and nobody told how it ended."""
     match run.state:
-        case RunState.STARTING:
+        case RunState.STARTING if not (embedded and taken):
             return Submit()
         case RunState.STOPPING:
             return Move(target=RunState.STOPPED, reason="stopped; its job is gone from the cluster")
+        case _ if embedded and losses > run.spec.fault_tolerance.max_restarts:
+            # It may be what ends Ray: going on would take the others' work with it, again and again.
+            return Move(target=RunState.FAILED, reason=_too_many_losses(run, losses), event=CLUSTER_LOST_JOB)
         case _ if embedded:
             reason = "the service's own Ray ended under it; it goes on from its latest checkpoint"
-            return Move(target=RunState.QUEUED, reason=reason, event="cluster_lost_job")
+            return Move(target=RunState.QUEUED, reason=reason, event=CLUSTER_LOST_JOB)
         case _:
             reason = f"the cluster does not know job {run.submission_id} any more; was its head replaced?"
             return Move(target=RunState.LOST, reason=reason)
+
+
+def _too_many_losses(run: Run, losses: int) -> str:
+    times = "once" if losses == 1 else f"{losses} times"
+    return (
+        f"the service's own Ray ended under it {times} without a new epoch, and max_restarts is "
+        f"{run.spec.fault_tolerance.max_restarts}; if it needs more memory than this machine has, give it fewer "
+        "workers or a smaller batch, otherwise raise fault_tolerance.max_restarts, and submit it again"
+    )
 
 
 def _ended_as_asked(run: Run, job: JobState) -> bool:

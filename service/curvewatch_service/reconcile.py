@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from curvewatch_service.cluster import Cluster, JobState, JobStatus
-from curvewatch_service.decisions import Move, StopJob, Submit, decide
+from curvewatch_service.decisions import Action, Move, StopJob, Submit, decide
 from curvewatch_service.errors import CannotFitError, ClusterUnavailableError, JobRefusedError
 from curvewatch_service.planning import Resources, plan, require_fit
 from curvewatch_service.runs import RunState
@@ -76,6 +76,7 @@ class Reconciler:
         self._outage = _Outage()
         self._stop_due: dict[str, float] = {}
         self._ended_since: dict[str, float] = {}
+        self._taken: set[str] = set()
         self._late_due: float | None = None
         self._told_too_large: set[str] = set()
 
@@ -165,10 +166,7 @@ class Reconciler:
         run = self._store.run(run.run_id)
         if not run.state.holds_resources:
             return
-        overdue = run.state is RunState.STOPPING and self._stop_is_overdue(run, job)
-        told_all = self._told_all(run, job)
-        embedded = self._settings.embedded
-        match decide(run, job, embedded=embedded, stop_overdue=overdue, told_all=told_all):
+        match self._decide(run, job):
             case Submit():
                 self._submit(run)
             case StopJob():
@@ -177,6 +175,19 @@ class Reconciler:
                 if job is not None:
                     self._keep_logs(run)
                 self._move(run, move)
+
+    def _decide(self, run: Run, job: JobState | None) -> Action | None:
+        if job is not None:
+            self._taken.add(_job_of(run))
+        return decide(
+            run,
+            job,
+            embedded=self._settings.embedded,
+            stop_overdue=run.state is RunState.STOPPING and self._stop_is_overdue(run, job),
+            told_all=self._told_all(run, job),
+            taken=_job_of(run) in self._taken,
+            losses=self._store.losses_since_progress(run.run_id) if job is None else 0,
+        )
 
     def _admit(self) -> None:
         """Submit what is queued, oldest first, as long as it fits beside what is on the cluster."""
@@ -204,6 +215,7 @@ class Reconciler:
     def _submit(self, run: Run) -> None:
         try:
             self._cluster.submit(plan(run, settings=self._settings))
+            self._taken.add(_job_of(run))
         except JobRefusedError as error:
             self._move(run, Move(target=RunState.FAILED, reason=str(error)))
 
@@ -291,7 +303,9 @@ class Reconciler:
     def _forget_ended(self, runs: list[Run]) -> None:
         active = {run.run_id for run in runs}
         self._told_too_large &= active
-        for job in self._ended_since.keys() - {run.submission_id for run in runs}:
+        jobs = {run.submission_id for run in runs if run.submission_id is not None}
+        self._taken &= jobs
+        for job in self._ended_since.keys() - jobs:
             del self._ended_since[job]
         for run_id in self._stop_due.keys() - active:
             del self._stop_due[run_id]

@@ -29,8 +29,10 @@ from curvewatch_service.tables import EpochRow, EventRow, RunRow
 from curvewatch_workers.contract import Control, EpochRecord, IngestMessage, JobSpec
 from curvewatch_workers.series import INGESTED_MESSAGES
 
-__all__ = ["Event", "Run", "Snapshot", "Store", "Totals"]
+__all__ = ["CLUSTER_LOST_JOB", "Event", "Run", "Snapshot", "Store", "Totals"]
 
+CLUSTER_LOST_JOB = "cluster_lost_job"
+"""Reason of the event that our own cluster ended under a run."""
 _SETTABLE = frozenset({"world_size", "outcome_reason", "traceback", "checkpoint", "best_checkpoint"})
 
 
@@ -280,6 +282,21 @@ class Store:
                 Event(time=row.time, reason=row.reason, message=row.message, actor=row.actor)
                 for row in session.scalars(query)
             ]
+
+    def losses_since_progress(self, run_id: str) -> int:
+        """Return how often the cluster ended under a run since it first finished its latest epoch."""
+        first = (
+            select(EpochRow.record)
+            .where(EpochRow.run_id == run_id)
+            .order_by(EpochRow.epoch.desc(), EpochRow.attempt)
+            .limit(1)
+        )
+        losses = select(func.count()).where(EventRow.run_id == run_id, EventRow.reason == CLUSTER_LOST_JOB)
+        with self.read() as session:
+            record = session.scalar(first)
+            if record is not None:
+                losses = losses.where(EventRow.time > EpochRecord.model_validate_json(record).finished_at)
+            return session.scalar(losses) or 0
 
     def add_event(self, run_id: str, *, reason: str, message: str, actor: str = "service") -> None:
         """Note that something happened to a run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from curvewatch_service.reconcile import (
     ReconcilerLoop,
 )
 from curvewatch_service.runs import RunState
-from curvewatch_workers.contract import Control, IngestMessage, Outcome, ScalingSpec
+from curvewatch_workers.contract import Control, EpochFinished, IngestMessage, Outcome, ScalingSpec
 from curvewatch_workers.series import RECONCILE_ERRORS
 from reconcile_support import World, finished
 from store_support import attempt_message, epoch_message, new_run
@@ -166,6 +166,50 @@ def test_a_job_that_our_own_ray_forgot_goes_on_from_its_checkpoint(world: World)
     assert world.run().state is RunState.STARTING
     assert [request.submission_id for request in world.cluster.requests] == ["digits-1-1", "digits-1-2"]
     assert "cluster_lost_job" in world.reasons()
+
+
+def _lose(world: World) -> None:
+    """Let our own Ray die under the run's latest job."""
+    world.cluster.forget(world.run().submission_id or "")
+    world.reconciler.step()
+
+
+def test_a_run_under_which_our_own_ray_ends_again_and_again_fails(world: World) -> None:
+    world.running()
+    for submission in range(2, 5):
+        _lose(world)
+        assert world.run().submission == submission
+        world.store.ingest("digits-1", [attempt_message(submission)])
+    _lose(world)
+    assert world.run().state is RunState.FAILED
+    assert "ended under it 4 times without a new epoch" in world.run().reason
+    assert "max_restarts" in world.run().reason
+    assert len(world.cluster.requests) == 4
+
+
+def test_a_run_that_ends_our_own_ray_before_its_first_attempt_fails_too(world: World) -> None:
+    new_run(world.store, fault_tolerance={"max_restarts": 1})
+    world.reconciler.step()
+    _lose(world)
+    assert (world.run().state, world.run().submission) == (RunState.STARTING, 2)
+    _lose(world)
+    assert world.run().state is RunState.FAILED
+
+
+def test_a_new_epoch_forgives_losses_and_a_replayed_one_does_not(world: World) -> None:
+    world.running()
+    for attempt, epoch in ((2, 2), (3, 3), (4, 3), (5, 3)):
+        _lose(world)
+        replayed = epoch_message(epoch, attempt=attempt).record
+        now = datetime.now(UTC)
+        record = replayed.model_copy(update={"started_at": now, "finished_at": now})
+        world.store.ingest("digits-1", [attempt_message(attempt), EpochFinished(record=record)])
+    # Two of the four losses are older than the first record of epoch 3.
+    assert world.store.losses_since_progress("digits-1") == 2
+    _lose(world)
+    assert world.run().submission == 6
+    _lose(world)
+    assert world.run().state is RunState.FAILED
 
 
 def test_a_job_that_a_foreign_cluster_forgot_is_lost(tmp_path: Path) -> None:
