@@ -11,11 +11,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from curvewatch_service.errors import BadRequestError
 from curvewatch_service.rows import add_event, visible_epochs
+from curvewatch_service.runs import RunState
 from curvewatch_service.tables import AttemptRow, EpochRow, RunRow
 from curvewatch_workers import diagnosis
 from curvewatch_workers.contract import (
@@ -56,8 +56,9 @@ class Ingestion:
         new: Counter[str] = Counter()
         for message in messages:
             new[message.kind] += self._take(message)
-        if new["epoch"]:
-            self._refresh()
+        # An attempt or an outcome that comes after the end tells where the curve ends.
+        if new["epoch"] or (new.total() and RunState.parse(self._row.state).terminal):
+            self.refresh()
         return new
 
     def _take(self, message: IngestMessage) -> bool:
@@ -152,13 +153,13 @@ class Ingestion:
         row.best_checkpoint = message.best_checkpoint or row.best_checkpoint
         return True
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Bring the run's latest epoch and its diagnosis up to its curve."""
         row, session = self._row, self._session
-        row.epoch = session.scalar(select(func.max(EpochRow.epoch)).where(EpochRow.run_id == row.run_id)) or 0
         # Without the records themselves: a long run has many, and each epoch comes by here.
         columns = (getattr(EpochRow, name) for name in Point._fields)
-        points = [Point(*values) for values in session.execute(visible_epochs(row.run_id, *columns))]
+        points = [Point(*values) for values in session.execute(visible_epochs(session, row, *columns))]
+        row.epoch = points[-1].epoch if points else 0
         spec = JobSpec.model_validate_json(row.spec)
         try:
             row.diagnosis = describe_curve(curve_of(points), window=spec.patience_epochs)

@@ -12,10 +12,11 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 from curvewatch_service.errors import NotFoundError
 from curvewatch_service.runs import RunState
 from curvewatch_service.stored import Totals
-from curvewatch_service.tables import EpochRow, EventRow, RunRow
-from curvewatch_workers.contract import EpochRecord
+from curvewatch_service.tables import AttemptRow, EpochRow, EventRow, RunRow
+from curvewatch_workers.contract import EpochRecord, Outcome
 
 TERMINAL = frozenset(state for state in RunState if state.terminal)
+LARGEST_EPOCH = 2**63 - 1
 
 
 def require_run(session: Session, run_id: str, *, lock: bool = False) -> RunRow:
@@ -86,7 +87,24 @@ def move(session: Session, row: RunRow, target: RunState, *, reason: str, messag
     add_event(session, row.run_id, f"state_{target.label.lower()}", message, actor, time=now)
 
 
-def visible_epochs(run_id: str, *columns: InstrumentedAttribute[Any]) -> Select[Any]:
+def final_epoch(session: Session, row: RunRow) -> int:
+    """Return the last epoch that belongs to a run's curve.
+
+    Once a run has ended, that is where its final attempt came to: what an earlier one had trained beyond
+    that went into no weights that were kept.
+    """
+    if not RunState.parse(row.state).terminal:
+        return LARGEST_EPOCH
+    of_run = EpochRow.run_id == row.run_id
+    attempt = max(row.attempt, session.scalar(select(func.max(EpochRow.attempt)).where(of_run)) or 0)
+    trained = session.scalar(select(func.max(EpochRow.epoch)).where(of_run, EpochRow.attempt == attempt))
+    if trained is None and row.outcome in (Outcome.SUCCEEDED, Outcome.STOPPED):
+        started = session.get(AttemptRow, (row.run_id, attempt))
+        trained = None if started is None else started.resumed_after_epoch
+    return LARGEST_EPOCH if trained is None else trained
+
+
+def visible_epochs(session: Session, row: RunRow, *columns: InstrumentedAttribute[Any]) -> Select[Any]:
     """Return the query of a run's curve: these columns of each epoch's highest attempt, in order of epoch."""
     other = aliased(EpochRow)
     highest = (
@@ -97,16 +115,17 @@ def visible_epochs(run_id: str, *columns: InstrumentedAttribute[Any]) -> Select[
     )
     return (
         select(*columns)
-        .where(EpochRow.run_id == run_id, EpochRow.attempt == highest)
+        .where(EpochRow.run_id == row.run_id, EpochRow.attempt == highest)
+        .where(EpochRow.epoch <= final_epoch(session, row))
         .order_by(EpochRow.epoch)
     )
 
 
-def latest_record(session: Session, run_id: str) -> EpochRecord | None:
+def latest_record(session: Session, row: RunRow) -> EpochRecord | None:
     """Return the record of a run's latest epoch; None before the first."""
     query = (
         select(EpochRow.record)
-        .where(EpochRow.run_id == run_id)
+        .where(EpochRow.run_id == row.run_id, EpochRow.epoch <= final_epoch(session, row))
         .order_by(EpochRow.epoch.desc(), EpochRow.attempt.desc())
         .limit(1)
     )

@@ -160,6 +160,7 @@ class Store:
             for name, value in fields.items():
                 setattr(row, name, value)
             move(session, row, target, reason=reason, message=message, actor=actor)
+            _settle_curve(session, row)
             return True
 
     def begin_submission(self, run_id: str) -> Run | None:
@@ -200,6 +201,7 @@ class Store:
             state, message = RunState.parse(row.state), f"{actor} asked it to stop"
             if state is RunState.QUEUED:
                 move(session, row, RunState.STOPPED, reason=message, message=message, actor=actor)
+                _settle_curve(session, row)
             elif state not in (RunState.STOPPING, RunState.STOPPED):
                 row.control = Control.STOP.value
                 move(session, row, RunState.STOPPING, reason=message, message=message, actor=actor)
@@ -257,14 +259,14 @@ class Store:
             NotFoundError: There is no such run.
         """
         with self.read() as session:
-            require_run(session, run_id)
-            query = visible_epochs(run_id, EpochRow.record)
+            query = visible_epochs(session, require_run(session, run_id), EpochRow.record)
             return [EpochRecord.model_validate_json(record) for record in session.scalars(query)]
 
     def latest_epochs(self, run_ids: Collection[str]) -> dict[str, EpochRecord]:
         """Return the latest visible record of each run that has one."""
         with self.read() as session:
-            found = ((run_id, latest_record(session, run_id)) for run_id in run_ids)
+            rows = session.scalars(select(RunRow).where(RunRow.run_id.in_(run_ids))).all()
+            found = ((row.run_id, latest_record(session, row)) for row in rows)
             return {run_id: record for run_id, record in found if record is not None}
 
     def events(self, run_id: str) -> list[Event]:
@@ -336,5 +338,12 @@ class Store:
         with self.read() as session:
             row = require_run(session, run_id)
             return Snapshot(
-                run=run_from(row), latest=latest_record(session, run_id), totals=run_totals(session, run_id)
+                run=run_from(row), latest=latest_record(session, row), totals=run_totals(session, run_id)
             )
+
+
+def _settle_curve(session: Session, row: RunRow) -> None:
+    """Bring what is derived from a run's curve up to its end: see `final_epoch`."""
+    if row.epoch and RunState.parse(row.state).terminal:
+        session.flush()
+        Ingestion(session, row).refresh()

@@ -112,6 +112,51 @@ def test_any_order_and_any_repetition_leads_to_the_same_run(
     assert run.diagnosis["best_epoch"] == 6
 
 
+def _end(store: Store, state: RunState) -> None:
+    assert store.transition("digits-1", state, expected={RunState.RUNNING}, reason="over", message="over")
+
+
+@pytest.mark.parametrize(
+    ("last", "state", "visible"),
+    [
+        # Attempt 2 went on from epoch 3 and came to epoch 5: nobody has the weights of the first one's 6.
+        ([epoch_message(4, attempt=2), epoch_message(5, attempt=2)], RunState.STOPPED, [1, 2, 3, 4, 5]),
+        ([epoch_message(4, attempt=2)], RunState.FAILED, [1, 2, 3, 4]),
+        ([_finished(outcome=Outcome.STOPPED)], RunState.STOPPED, [1, 2, 3]),
+        # It ended before it had trained anything: what there is, is the first attempt's.
+        ([], RunState.LOST, [1, 2, 3, 4, 5, 6]),
+        ([_finished(outcome=Outcome.FAILED)], RunState.FAILED, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_the_curve_of_an_ended_run_ends_where_its_final_attempt_did(
+    store: Store, last: list[IngestMessage], state: RunState, visible: list[int]
+) -> None:
+    _started(store)
+    store.ingest("digits-1", [attempt_message(1), *(epoch_message(epoch) for epoch in range(1, 7))])
+    store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=3), *last])
+    assert [found.epoch for found in store.epochs("digits-1")] == [1, 2, 3, 4, 5, 6]
+    totals = store.snapshot("digits-1").totals
+    _end(store, state)
+    snapshot = store.snapshot("digits-1")
+    assert [found.epoch for found in store.epochs("digits-1")] == visible
+    assert snapshot.latest is not None
+    assert (snapshot.run.epoch, snapshot.latest.epoch) == (visible[-1], visible[-1])
+    assert snapshot.run.diagnosis is not None
+    assert snapshot.run.diagnosis["best_epoch"] == visible[-1]
+    assert snapshot.totals == totals
+
+
+def test_an_outcome_that_comes_after_the_end_settles_the_curve(store: Store) -> None:
+    _started(store)
+    store.ingest("digits-1", [attempt_message(1), epoch_message(1), epoch_message(2)])
+    store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=1)])
+    _end(store, RunState.STOPPED)
+    assert store.run("digits-1").epoch == 2
+    store.ingest("digits-1", [_finished(outcome=Outcome.STOPPED)])
+    assert store.run("digits-1").epoch == 1
+    assert [found.epoch for found in store.epochs("digits-1")] == [1]
+
+
 def test_a_diagnosis_stops_at_the_first_epoch_that_is_missing(store: Store) -> None:
     _started(store)
     store.ingest("digits-1", [epoch_message(1), epoch_message(2), epoch_message(4)])
