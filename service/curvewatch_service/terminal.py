@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from curvewatch_service.printable import colored
 from curvewatch_service.schemas import (
     DiagnosisView,
     EpochView,
@@ -277,5 +278,5 @@ def ending(run: RunView, epochs: Sequence[EpochView], *, width: int, color: bool
         parts += ["", curve_chart(epochs, width=min(width, 100), color=color)]
         parts += ["", verdict_text(run.diagnosis), "", receipt_table(epochs)]
     if run.traceback:
-        parts += ["", Text("Traceback of the training code", "bold"), Text.from_ansi(run.traceback)]
+        parts += ["", Text("Traceback of the training code", "bold"), Text.from_ansi(colored(run.traceback))]
     return Group(*parts)

@@ -9,6 +9,7 @@ from typing import IO, Any, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -125,7 +126,7 @@ class LiveWatcher:
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TextColumn("{task.fields[state]}"),
             BarColumn(),
             TextColumn("epoch"),
@@ -160,7 +161,7 @@ class LiveWatcher:
             description=run.name,
             completed=run.epoch,
             total=run.epochs_planned,
-            state=f"[{terminal.STATE_STYLES.get(run.state, '')}]{run.state}[/]",
+            state=f"[{terminal.STATE_STYLES.get(run.state, '')}]{escape(run.state)}[/]",
             left=f"{terminal.span(left)} left" if running and left is not None else "",
         )
         if change.away:

@@ -82,7 +82,10 @@ def main() -> None:
     except Exception as error:
         if not _is_users(error):
             raise
-        typer.echo(f"Error: {error}", err=True)
+        from curvewatch_service.printable import printable
+
+        # The sentence may be the service's.
+        typer.echo(printable(f"Error: {error}"), err=True)
         sys.exit(EXIT_USAGE)
 
 

@@ -54,12 +54,12 @@ def connect(server: str | None, token: str | None) -> Client:
 
 
 def output() -> Console:
-    """Return the console of standard output: text is text, never markup; plain where it is no terminal."""
-    from rich.console import Console
+    """Return the console of standard output: text is text, never markup or control codes; plain in a pipe."""
+    from curvewatch_service.printable import PrintableConsole
 
     # In a pipe nothing is cut off or wrapped: another program reads it.
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+    return PrintableConsole(markup=False, highlight=False, emoji=False, width=width)
 
 
 def print_json(text: str) -> None:

@@ -80,19 +80,20 @@ def show(
 
 
 def logs(run: RunArgument, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Print what the run's program has written."""
+    """Print what the run's program has written: its colors in a terminal only, other control codes never."""
     from rich.text import Text
+
+    from curvewatch_service.printable import colored, printable
 
     with connect(server, token) as client:
         found = client.find(run)
         text = client.logs(found.run_id)
     console = output()
     if not text:
-        typer.echo(f"{found.run_id} ({found.state}) has written nothing yet", err=True)
+        typer.echo(printable(f"{found.run_id} ({found.state}) has written nothing yet"), err=True)
         return
     for line in text.splitlines():
-        # Colors pass; other control sequences of somebody's program do not reach the terminal.
-        console.print(Text.from_ansi(line), soft_wrap=True)
+        console.print(Text.from_ansi(colored(line)), soft_wrap=True)
 
 
 def stop(
