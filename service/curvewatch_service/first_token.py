@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import logging
 import os
 from pathlib import Path
 
 from curvewatch_service.errors import SettingsError
-from curvewatch_service.profile import PROFILE_VARIABLE, Profile, profile_path, write_profile
+from curvewatch_service.profile import (
+    PROFILE_VARIABLE,
+    Profile,
+    ProfileError,
+    profile_path,
+    read_profile,
+    write_profile,
+)
 from curvewatch_service.services import Services
 from curvewatch_service.settings import Settings
 
@@ -19,25 +27,56 @@ def provide_token(services: Services) -> None:
     """Make a token and write it where the command line finds it, at the first start or when nothing is there.
 
     A profile that is there at the first start stays beside the new one: it may hold the only copy of
-    another service's token.
+    another service's token. One that holds a token of this service follows it to another port.
 
     Raises:
         SettingsError: The profile cannot be written; then no token was made.
     """
     path = profile_path()
-    if path.exists():
-        if not services.tokens.empty:
-            return
-        kept = path.with_name(f"{path.name}.previous")
-        path.replace(kept)
-        logger.warning(
-            "The profile that was at %s is kept as %s.", path, kept, extra={"action": "profile_replaced"}
-        )
+    if path.exists() and not services.tokens.empty:
+        _follow(services)
+        return
     # The store keeps only a hash: a token that could not be written down afterwards would be lost.
     _require_writable(path)
+    if path.exists():
+        _set_aside(path)
     token = services.tokens.issue(_user_name())
     write_profile(Profile(server=local_url(services.settings), token=token))
     logger.info("A token for this service is in %s.", path, extra={"action": "token_issued"})
+
+
+def _follow(services: Services) -> None:
+    """Write the service's address into a profile that leads to where the service was."""
+    try:
+        profile = read_profile()
+    except ProfileError:
+        # It is somebody's all the same, and the commands that need it say what is wrong.
+        return
+    here = local_url(services.settings)
+    # A user of this machine may have chosen the public address.
+    if profile.server.rstrip("/") in {here, services.settings.public_url}:
+        return
+    if services.tokens.owner_of(profile.token) is None:
+        return
+    path = write_profile(profile.model_copy(update={"server": here}))
+    logger.info(
+        "The profile %s led to %s and now leads to %s.",
+        path,
+        profile.server,
+        here,
+        extra={"action": "profile_moved"},
+    )
+
+
+def _set_aside(path: Path) -> None:
+    first = path.with_name(f"{path.name}.previous")
+    names = itertools.chain([first], (path.with_name(f"{first.name}-{n}") for n in itertools.count(2)))
+    # Each copy may be the only one of its token: none is written over another.
+    kept = next(name for name in names if not os.path.lexists(name))
+    path.replace(kept)
+    logger.warning(
+        "The profile that was at %s is kept as %s.", path, kept, extra={"action": "profile_replaced"}
+    )
 
 
 def _require_writable(path: Path) -> None:
