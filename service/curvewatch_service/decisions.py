@@ -85,7 +85,7 @@ def _after_outcome(run: Run, outcome: Outcome) -> Move:
 def _after_loss(run: Run, *, embedded: bool, taken: bool, losses: int) -> Action:
     """The cluster does not know the job, and nobody told how it ended."""
     match run.state:
-        case RunState.STARTING if not (embedded and taken):
+        case RunState.STARTING | RunState.RESTARTING if not (embedded and taken):
             return Submit()
         case RunState.STOPPING:
             return Move(target=RunState.STOPPED, reason="stopped; its job is gone from the cluster")

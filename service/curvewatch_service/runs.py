@@ -46,9 +46,12 @@ class RunState(Enum):
 
 _ENDS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED, RunState.LOST})
 _MOVES: dict[RunState, frozenset[RunState]] = {
-    RunState.QUEUED: frozenset({RunState.STARTING, RunState.STOPPED, RunState.FAILED}),
-    RunState.STARTING: _ENDS | {RunState.RUNNING, RunState.RESTARTING, RunState.STOPPING, RunState.QUEUED},
-    RunState.RUNNING: _ENDS | {RunState.RESTARTING, RunState.STOPPING, RunState.QUEUED},
+    RunState.QUEUED: frozenset(
+        # RESTARTING is STARTING of a run that has been on the cluster before.
+        {RunState.STARTING, RunState.RESTARTING, RunState.STOPPED, RunState.FAILED}
+    ),
+    RunState.STARTING: _ENDS | {RunState.RUNNING, RunState.STOPPING, RunState.QUEUED},
+    RunState.RUNNING: _ENDS | {RunState.STOPPING, RunState.QUEUED},
     # QUEUED again: the service paused the run, or its cluster went away; it resumes from its checkpoint.
     RunState.RESTARTING: _ENDS | {RunState.RUNNING, RunState.STOPPING, RunState.QUEUED},
     RunState.STOPPING: _ENDS,

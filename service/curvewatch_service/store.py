@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from curvewatch_service.counters import Counters
 from curvewatch_service.database import for_writing, open_database
+from curvewatch_service.errors import RunEndedError
 from curvewatch_service.ingest import Ingestion
 from curvewatch_service.rows import (
     TERMINAL,
@@ -164,7 +165,7 @@ class Store:
             return True
 
     def begin_submission(self, run_id: str) -> Run | None:
-        """Move a run from QUEUED to STARTING and count the submission.
+        """Move a run from QUEUED to STARTING, the second time to RESTARTING, and count the submission.
 
         Returns:
             The run; None when it was not QUEUED any more.
@@ -176,11 +177,12 @@ class Store:
             row.submission += 1
             row.control = Control.CONTINUE.value
             row.outcome, row.outcome_at, row.outcome_reason, row.traceback = None, None, "", None
+            again = row.submission > 1
             move(
                 session,
                 row,
-                RunState.STARTING,
-                reason="the cluster starts its workers",
+                RunState.RESTARTING if again else RunState.STARTING,
+                reason="the cluster starts its workers" + (" again" if again else ""),
                 message=f"given to the cluster as job {run_id}-{row.submission}",
                 actor="service",
             )
@@ -193,7 +195,7 @@ class Store:
         A run that is stopping or stopped stays as it is.
 
         Raises:
-            IllegalTransitionError: It has ended otherwise already.
+            RunEndedError: It has ended otherwise already.
             NotFoundError: There is no such run.
         """
         with self.write() as session:
@@ -202,6 +204,8 @@ class Store:
             if state is RunState.QUEUED:
                 move(session, row, RunState.STOPPED, reason=message, message=message, actor=actor)
                 _settle_curve(session, row)
+            elif state.terminal and state is not RunState.STOPPED:
+                raise RunEndedError(run_id, state.label, row.reason)
             elif state not in (RunState.STOPPING, RunState.STOPPED):
                 row.control = Control.STOP.value
                 move(session, row, RunState.STOPPING, reason=message, message=message, actor=actor)

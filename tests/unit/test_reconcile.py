@@ -163,7 +163,7 @@ def test_a_job_that_our_own_ray_forgot_goes_on_from_its_checkpoint(world: World)
     world.cluster.forget(submission)
     world.reconciler.step()
     # The same step has admitted it again, as its second submission.
-    assert world.run().state is RunState.STARTING
+    assert world.run().state is RunState.RESTARTING
     assert [request.submission_id for request in world.cluster.requests] == ["digits-1-1", "digits-1-2"]
     assert "cluster_lost_job" in world.reasons()
 
@@ -191,7 +191,7 @@ def test_a_run_that_ends_our_own_ray_before_its_first_attempt_fails_too(world: W
     new_run(world.store, fault_tolerance={"max_restarts": 1})
     world.reconciler.step()
     _lose(world)
-    assert (world.run().state, world.run().submission) == (RunState.STARTING, 2)
+    assert (world.run().state, world.run().submission) == (RunState.RESTARTING, 2)
     _lose(world)
     assert world.run().state is RunState.FAILED
 
@@ -351,9 +351,26 @@ def test_runs_are_paused_and_go_on_when_they_are_admitted_again(world: World) ->
 
     again = world.restarted()
     again.reconciler.step()
-    assert world.run().state is RunState.STARTING
+    assert world.run().state is RunState.RESTARTING
     assert world.run().control is Control.CONTINUE
     assert world.cluster.requests[-1].submission_id == "digits-1-2"
+
+    # A submission that was cut off is made up for, and the new attempt runs.
+    world.cluster.forget("digits-1-2")
+    world.restarted().reconciler.step()
+    assert world.cluster.requests[-1].submission_id == "digits-1-2"
+    world.store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=2)])
+    assert world.run().state is RunState.RUNNING
+
+
+def test_a_job_that_has_not_begun_again_is_stopped_at_once(world: World) -> None:
+    world.running()
+    _lose(world)
+    assert world.run().state is RunState.RESTARTING
+    world.store.stop("digits-1", actor="ada")
+    world.reconciler.step()
+    world.reconciler.step()
+    assert world.run().state is RunState.STOPPED
 
 
 def test_a_run_that_does_not_pause_in_time_is_ended_and_goes_on_later(world: World) -> None:

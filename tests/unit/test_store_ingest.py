@@ -206,7 +206,7 @@ def test_the_story_of_an_earlier_submission_changes_nothing(store: Store) -> Non
     assert store.begin_submission("digits-1") is not None
     store.ingest("digits-1", [attempt_message(1), epoch_message(1), _finished(outcome=Outcome.PAUSED)])
     run = store.run("digits-1")
-    assert (run.state, run.outcome, run.outcome_reason) == (RunState.STARTING, None, "")
+    assert (run.state, run.outcome, run.outcome_reason) == (RunState.RESTARTING, None, "")
     assert run.checkpoint == "/runs/last"
     store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=1), _finished(2)])
     run = store.run("digits-1")

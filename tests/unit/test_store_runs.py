@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from curvewatch_service.errors import IllegalTransitionError, NotFoundError
+from curvewatch_service.errors import IllegalTransitionError, NotFoundError, RunEndedError
 from curvewatch_service.runs import RunState
 from curvewatch_service.store import Run, Store
 from curvewatch_service.tables import AttemptRow
@@ -155,7 +155,7 @@ def test_stop_refuses_a_run_that_has_ended_otherwise(store: Store, end: RunState
     new_run(store)
     store.begin_submission("digits-1")
     _end(store, end, expected={RunState.STARTING})
-    with pytest.raises(IllegalTransitionError, match=f"{end.label} cannot become STOPPING"):
+    with pytest.raises(RunEndedError, match=f"digits-1 has ended already, {end.label}: .*nothing to stop"):
         store.stop("digits-1", actor="ada")
 
 
@@ -173,8 +173,9 @@ def test_an_attempt_after_a_restart_makes_the_run_run_again(store: Store) -> Non
     store.begin_submission("digits-1")
     store.ingest("digits-1", [attempt_message(1)])
     store.transition(
-        "digits-1", RunState.RESTARTING, expected={RunState.RUNNING}, reason="a worker died", message="died"
+        "digits-1", RunState.QUEUED, expected={RunState.RUNNING}, reason="Ray ended", message="Ray ended"
     )
+    assert store.begin_submission("digits-1") is not None
     store.ingest("digits-1", [attempt_message(1)])
     assert store.run("digits-1").state is RunState.RESTARTING
     store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=1, world_size=1)])
