@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ def open_database(url: str) -> Engine:
     else:
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _create_private(parsed.database)
         # As many connections as there can be threads of the service: one waits for a lock, never for a place.
         engine = create_engine(parsed, pool_size=10, max_overflow=90)
         event.listen(engine, "connect", _prepare_sqlite)
@@ -38,6 +41,14 @@ def open_database(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _check_references)
     return engine
+
+
+def _create_private(name: str) -> None:
+    """Create the file of a database for its owner only; the log beside it gets the mode of the file."""
+    if name == ":memory:" or name.startswith("file:"):
+        return
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def for_writing(engine: Engine) -> Engine:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from contextlib import closing
 from pathlib import Path
 
 import alembic.command
@@ -13,6 +16,7 @@ from sqlalchemy import text
 
 from curvewatch_service.database import for_writing, migration_config, open_database
 from curvewatch_service.errors import DatabaseVersionError
+from curvewatch_service.store import Store
 from curvewatch_service.tables import Base
 
 
@@ -74,3 +78,16 @@ def test_a_database_of_a_newer_version_is_refused_with_the_remedy(tmp_path: Path
     engine.dispose()
     with pytest.raises(DatabaseVersionError, match=r"9999.*install the newer Curvewatch"):
         open_database(_url(tmp_path))
+
+
+def test_a_database_is_made_for_its_owner_only(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with closing(Store(f"sqlite:///{tmp_path / 'data' / 'curvewatch.db'}")) as store:
+            store.count()
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "data").iterdir()}
+    finally:
+        os.umask(before)
+    assert set(modes.values()) == {0o600}
+    assert "curvewatch.db-wal" in modes
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
