@@ -25,12 +25,15 @@ from curvewatch_service.schemas import (
     LogView,
     Problem,
     RunList,
+    RunSummary,
     RunView,
     View,
 )
 
 _Answer = TypeVar("_Answer", bound=View)
 _PAGE = 100
+_MAX_PAGE = 1000
+"""Most runs that the service lists at once."""
 
 
 class Health(View):
@@ -135,6 +138,18 @@ class Client:
         if offset:
             params.append(("offset", offset))
         return self._read(RunList, self._send("GET", "/api/v1/runs", params=httpx.QueryParams(params)))
+
+    def all_runs(self, *, states: Collection[str] = (), limit: int) -> RunList:
+        """Return so many runs, newest first, asked for in as many pages as that takes."""
+        found: dict[str, RunSummary] = {}
+        offset = 0
+        while True:
+            page = self.runs(states=states, limit=min(limit - len(found), _MAX_PAGE), offset=offset)
+            # A run that was submitted meanwhile moves the others on: one may come twice.
+            found.update((run.run_id, run) for run in page.runs)
+            offset += len(page.runs)
+            if not page.runs or offset >= page.total or len(found) >= limit:
+                return RunList(runs=list(found.values()), total=page.total)
 
     def run(self, run_id: str) -> RunView:
         """Return one run."""

@@ -53,6 +53,24 @@ def test_lists_are_asked_for_by_state_limit_and_offset() -> None:
     assert str(seen[0].query, "ascii") == "state=RUNNING&state=QUEUED&limit=5&offset=10"
 
 
+@pytest.mark.parametrize(("limit", "pages"), [(20, 1), (1000, 1), (1001, 2), (5000, 3)])
+def test_more_runs_than_the_service_lists_at_once_come_in_pages(limit: int, pages: int) -> None:
+    runs = [run_view(run_id=f"digits-{number}") for number in range(2500)]
+    asked: list[int] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        begin, size = int(request.url.params.get("offset", 0)), int(request.url.params["limit"])
+        asked.append(size)
+        return httpx.Response(
+            200, text=RunList(runs=runs[begin : begin + size], total=len(runs)).model_dump_json()
+        )
+
+    listed = client_of(handler).all_runs(limit=limit)
+    assert [run.run_id for run in listed.runs] == [run.run_id for run in runs[:limit]]
+    assert listed.total == len(runs)
+    assert (len(asked), max(asked) <= 1000) == (pages, True)
+
+
 def test_each_part_of_a_run_comes_back_as_its_view() -> None:
     epochs = curve()
     event = EventView(time=BEGIN, reason="state_running", message="it runs", actor="worker")

@@ -32,7 +32,7 @@ def runs(
 
     states = [_known_state(name) for name in state or []]
     with connect(server, token) as client:
-        listed = client.runs(states=states, limit=limit)
+        listed = client.all_runs(states=states, limit=limit)
     if as_json:
         print_json(listed.model_dump_json())
         return
