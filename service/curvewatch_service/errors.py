@@ -11,6 +11,7 @@ ServiceError: carries the HTTP status it is answered with
 ├── TooLargeError (413)
 ├── WrongMediaError (415): not in the form that is read there
 ├── IllegalTransitionError (409): a move that is not in the life of a run
+├── RunEndedError (409): there is nothing left to stop
 ├── ClusterUnavailableError (503): Ray does not answer
 ├── SettingsError: a setting cannot be used
 └── DatabaseVersionError: the database was written by a newer Curvewatch
@@ -80,6 +81,15 @@ class IllegalTransitionError(ServiceError):
 
     def __init__(self, source: str, target: str) -> None:
         super().__init__(f"a run in state {source} cannot become {target}")
+
+
+class RunEndedError(ServiceError):
+    """A run has ended already."""
+
+    status = 409
+
+    def __init__(self, run_id: str, state: str, reason: str) -> None:
+        super().__init__(f"{run_id} has ended already, {state}: {reason}; there is nothing to stop")
 
 
 class ClusterUnavailableError(ServiceError):

@@ -133,10 +133,8 @@ def test_a_run_that_has_succeeded_cannot_be_stopped(api: ServedApi) -> None:
     api.services.store.transition(
         run_id, RunState.SUCCEEDED, expected={RunState.STARTING}, reason="done", message="done"
     )
-    assert (
-        "SUCCEEDED cannot become STOPPING"
-        in _problem(api.request("POST", f"/api/v1/runs/{run_id}/stop"), 409).detail
-    )
+    detail = _problem(api.request("POST", f"/api/v1/runs/{run_id}/stop"), 409).detail
+    assert detail == f"{run_id} has ended already, SUCCEEDED: done; there is nothing to stop"
 
 
 def test_every_problem_of_a_job_file_is_told_at_once(api: ServedApi) -> None:

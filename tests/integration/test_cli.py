@@ -162,6 +162,15 @@ def test_logs_pass_without_control_codes(shell: Shell, api: ServedApi, job: Path
     assert shell("logs", "latest").out == "red [bold]as it is[/]\nsecond line\n"
 
 
+def test_there_is_nothing_to_stop_in_a_run_that_has_ended(shell: Shell, api: ServedApi, job: Path) -> None:
+    shell("submit", job)
+    run_id = api.services.store.runs()[0].run_id
+    train(api, run_id, 1, end=RunState.FAILED, reason="its code raised")
+    refused = shell("stop", "latest")
+    assert refused.code == 2
+    assert f"{run_id} has ended already, FAILED: its code raised; there is nothing to stop" in refused.err
+
+
 def test_stop_ends_a_queued_run_and_says_so(shell: Shell, api: ServedApi, job: Path) -> None:
     shell("submit", job)
     result = shell("stop", "latest")
