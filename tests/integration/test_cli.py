@@ -356,7 +356,7 @@ def test_a_database_that_cannot_be_opened_is_refused_without_its_password(
     shell: Shell, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CURVEWATCH_DATABASE_URL", url)
-    refused = shell("serve", "--data-dir", tmp_path / "data", "--port", free_port())
+    refused = shell("serve", "--data-dir", tmp_path / "data", "--port", str(free_port()))
     assert refused.code == 2
     assert "CURVEWATCH_DATABASE_URL" in refused.err
     assert "s3cret@" not in refused.err
