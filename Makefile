@@ -17,10 +17,10 @@ demo: setup
 
 # Two at a time: many tests wait for processes that they start. A file's tests stay together, with its fixtures.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-integration: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/e2e
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
 
 check: setup
 	$(BIN)/ruff format --check .
