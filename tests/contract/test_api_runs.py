@@ -252,7 +252,7 @@ def test_a_zip_bomb_and_too_many_files_are_refused(api: ServedApi) -> None:
         in _problem(api.submit(code=bomb.getvalue()), 413).detail
     )
     many = zipped(**{f"file{number}": "" for number in range(6)})
-    assert "6 files, the limit is 5" in _problem(api.submit(code=many), 413).detail
+    assert "6 files and folders, the limit is 5" in _problem(api.submit(code=many), 413).detail
 
 
 def test_code_that_is_no_zip_is_refused(api: ServedApi) -> None:
