@@ -102,10 +102,13 @@ def epoch_message(epoch: int, *, attempt: int = 1, run_id: str = "digits-1") -> 
     return EpochFinished(record=record(epoch, attempt=attempt, run_id=run_id))
 
 
-def attempt_message(attempt: int, *, resumed_after_epoch: int = 0, world_size: int = 2) -> AttemptStarted:
+def attempt_message(
+    attempt: int, *, resumed_after_epoch: int = 0, world_size: int = 2, submission: int = 1
+) -> AttemptStarted:
     """The message of one start of the worker group."""
     return AttemptStarted(
         attempt=attempt,
+        submission=submission,
         world_size=world_size,
         time=START + timedelta(seconds=min(attempt, 100)),
         resumed_after_epoch=resumed_after_epoch,

@@ -42,7 +42,7 @@ class Ingestion:
         self._session = session
         self._row = row
         self.raised_attempt = False
-        """Whether a message told of a higher attempt than any before."""
+        """Whether a message told of a higher attempt than any before, of the job's present start."""
 
     def take(self, messages: Sequence[IngestMessage]) -> Counter[str]:
         """Apply messages; those that were taken before change nothing.
@@ -90,7 +90,9 @@ class Ingestion:
         if row.started_at is None or message.time < row.started_at:
             row.started_at = message.time
         if attempt > row.attempt:
-            row.attempt, row.world_size, self.raised_attempt = attempt, message.world_size, True
+            row.attempt, row.world_size = attempt, message.world_size
+            # A late word from an earlier start of the job does not make the present one run.
+            self.raised_attempt = self.raised_attempt or message.submission == row.submission
         if attempt > 1:
             resumed = message.resumed_after_epoch
             origin = f"after epoch {resumed}" if resumed else "from the beginning"

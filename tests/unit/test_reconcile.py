@@ -359,7 +359,7 @@ def test_runs_are_paused_and_go_on_when_they_are_admitted_again(world: World) ->
     world.cluster.forget("digits-1-2")
     world.restarted().reconciler.step()
     assert world.cluster.requests[-1].submission_id == "digits-1-2"
-    world.store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=2)])
+    world.store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=2, submission=2)])
     assert world.run().state is RunState.RUNNING
 
 

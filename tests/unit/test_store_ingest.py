@@ -208,7 +208,7 @@ def test_the_story_of_an_earlier_submission_changes_nothing(store: Store) -> Non
     run = store.run("digits-1")
     assert (run.state, run.outcome, run.outcome_reason) == (RunState.RESTARTING, None, "")
     assert run.checkpoint == "/runs/last"
-    store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=1), _finished(2)])
+    store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=1, submission=2), _finished(2)])
     run = store.run("digits-1")
     assert (run.state, run.outcome, run.submission_id) == (RunState.RUNNING, Outcome.SUCCEEDED, "digits-1-2")
 

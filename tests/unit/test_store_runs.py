@@ -178,11 +178,14 @@ def test_an_attempt_after_a_restart_makes_the_run_run_again(store: Store) -> Non
     assert store.begin_submission("digits-1") is not None
     store.ingest("digits-1", [attempt_message(1)])
     assert store.run("digits-1").state is RunState.RESTARTING
-    store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=1, world_size=1)])
+    # A late word of the first job: a higher attempt, but not of the job that is being started now.
+    store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=1)])
+    assert store.run("digits-1").state is RunState.RESTARTING
+    store.ingest("digits-1", [attempt_message(3, resumed_after_epoch=1, world_size=1, submission=2)])
     run = store.run("digits-1")
     assert (run.state, run.world_size) == (RunState.RUNNING, 1)
-    restart = next(event for event in store.events("digits-1") if event.reason == "worker_restart")
-    assert restart.message == "attempt 2 started on 1 workers, after epoch 1"
+    *_, restart = (event for event in store.events("digits-1") if event.reason == "worker_restart")
+    assert restart.message == "attempt 3 started on 1 workers, after epoch 1"
 
 
 def test_runs_are_found_by_state_age_and_page(store: Store) -> None:

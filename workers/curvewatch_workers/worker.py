@@ -98,7 +98,11 @@ def _train(
         after_epoch = trainer.resume()
         reporter.send(
             AttemptStarted(
-                attempt=attempt, world_size=group.world_size, time=utc_now(), resumed_after_epoch=after_epoch
+                attempt=attempt,
+                submission=job.submission,
+                world_size=group.world_size,
+                time=utc_now(),
+                resumed_after_epoch=after_epoch,
             )
         )
         ending = trainer.run(after_epoch=after_epoch)

@@ -36,6 +36,8 @@ class AttemptStarted(Record):
     kind: Literal["attempt_started"] = "attempt_started"
     attempt: int = Field(ge=1)
     """Start of the worker group, from 1, counted over all submissions of the run."""
+    submission: int = Field(default=1, ge=1)
+    """Which start of the Ray job it belongs to, from 1."""
     world_size: int = Field(ge=1)
     """Ranks of this attempt."""
     time: AwareDatetime
