@@ -82,10 +82,8 @@ def test_a_service_that_is_away_for_the_whole_run_takes_it_from_the_spool(
     if own_service.process is None or own_service.process.poll() is not None:
         own_service.start()
     run_id = own_service.submit(project_root / "examples" / "digits", scaling={"workers": 1})
-    with own_service.client() as client:
-        until(
-            lambda: client.run(run_id).state == "STARTING", "the job is given to Ray", seconds=60, pause=0.02
-        )
+    taken = f"Ray took job {run_id}-1"
+    until(lambda: taken in own_service.log(), "the job is given to Ray", seconds=60, pause=0.02)
     own_service.kill()
     spool = RunLayout(own_service.data_dir / "runs", run_id).spool
     until(
