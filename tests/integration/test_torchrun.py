@@ -39,6 +39,28 @@ def build(samples, validation_samples):
     )
 """
 
+THREADS = """
+import os
+from pathlib import Path
+import torch
+from torch import nn
+from curvewatch_workers import group
+
+def tell(when):
+    names = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
+    threads = "gloo threads" if any("gloo" in name for name in names) else "none"
+    os.write(1, f"{when}: {threads}\\n".encode())
+
+def train(ranks):
+    model = ranks.wrap(nn.Linear(2, 1), find_unused_parameters=False)
+    model(torch.ones(3, 2)).sum().backward()
+
+train(group.join_torchrun(gpu=False))
+tell("joined")
+group.leave()
+tell("left")
+"""
+
 
 def free_port() -> int:
     with socket.socket() as one:
@@ -99,6 +121,20 @@ def test_the_digits_have_one_curve_on_one_and_four_ranks(tmp_path: Path, project
     assert alone[-1].validation.samples_expected == 361
     final = Snapshot.read(tmp_path / "4" / "digits" / "epoch-000015", torch.device("cpu"))
     assert final.records[-1].validation.loss == pytest.approx(alone[-1].validation.loss, rel=1e-5)
+
+
+def test_leaving_the_group_ends_its_threads(tmp_path: Path) -> None:
+    # A thread of gloo's that releases a tensor while the interpreter ends aborts the process, but only sometimes.
+    (tmp_path / "threads.py").write_text(THREADS)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "threads.py")], capture_output=True, text=True, check=False, timeout=200
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("joined: gloo threads") == 2
+    assert done.stdout.count("left: none") == 2
 
 
 def test_a_wrong_job_file_is_a_usage_error(tmp_path: Path) -> None:

@@ -8,6 +8,11 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
+
+# DistributedDataParallel imports this, and its functions' defaults keep the process group that they find. Imported
+# before there is one, they keep none: else the group would outlive `leave`, and its threads, which may release a
+# tensor while the interpreter ends, would sometimes abort the process.
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
