@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -49,3 +49,8 @@ def make_task(*, samples: int = 50, validation_samples: int = 23, **changes: Any
         "metrics": {"accuracy": Accuracy()},
     }
     return TrainingTask(**{**fields, **changes})
+
+
+def datasets(task: TrainingTask) -> tuple[TensorDataset, TensorDataset]:
+    """Return the train and validation dataset of a task that `make_task` made."""
+    return cast("TensorDataset", task.train), cast("TensorDataset", task.validation)

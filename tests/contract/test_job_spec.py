@@ -56,7 +56,11 @@ def test_every_error_is_told_at_once_with_its_path() -> None:
     [
         ({"nmae": "x"}, "nmae", "did you mean `name`?"),
         ({"zzz": 1}, "zzz", "known here: checkpoints, code"),
-        ({"early_stopping": {"patiense": 3}}, "early_stopping.patiense", "did you mean `patience`?"),
+        (
+            {"policy": {"early_stopping": {"patiense": 3}}},
+            "policy.early_stopping.patiense",
+            "did you mean `patience`?",
+        ),
         ({"name": "a\u0007b"}, "name", "remove control characters"),
         ({"name": "x" * 64}, "name", "at most 63"),
         ({"labels": {"a-b": "x"}}, "labels.a-b", "letters, digits and `_`"),
@@ -101,8 +105,8 @@ def test_patience_of_the_alerts() -> None:
 
     assert patience() == 3
     assert patience(training={"epochs": 200, "global_batch_size": 1}) == 20
-    assert patience(early_stopping={"patience": 7}) == 7
-    assert patience(early_stopping={"patience": 7}, monitoring={"patience_epochs": 2}) == 2
+    assert patience(policy={"early_stopping": {"patience": 7}}) == 7
+    assert patience(policy={"early_stopping": {"patience": 7}}, monitoring={"patience_epochs": 2}) == 2
 
 
 def test_jobs_are_immutable_and_round_trip() -> None:

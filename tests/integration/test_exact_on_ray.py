@@ -60,7 +60,7 @@ def test_the_last_epoch_is_what_one_process_computes_from_the_checkpoint(
     assert run.checkpoint is not None
     task.model.load_state_dict(torch.load(Path(run.checkpoint) / "model.pt", weights_only=True))
     task.model.double().eval()
-    images, labels = task.validation.tensors  # type: ignore[attr-defined]
+    images, labels = task.validation.tensors  # type: ignore[union-attr]
 
     with torch.no_grad():
         outputs = task.model(images.double())

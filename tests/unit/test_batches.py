@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvewatch_workers.batches import BatchPlan, index_checksum, validation_shares
+from curvewatch_workers.batches import BatchPlan, IndexCounter, index_checksum, shuffled, validation_shares
 
 PLANS = st.builds(
     BatchPlan,
     samples=st.integers(1, 300),
     global_batch_size=st.integers(1, 64),
-    seed=st.integers(0, 2**40),
+    micro_batches=st.integers(1, 4),
 )
 
 
@@ -19,42 +19,60 @@ PLANS = st.builds(
 def test_each_sample_is_drawn_once_and_ranks_take_equal_steps(
     plan: BatchPlan, epoch: int, world_size: int
 ) -> None:
-    shares = [list(plan.shares(epoch, rank, world_size)) for rank in range(world_size)]
+    order = shuffled(plan.samples, seed=0, epoch=epoch)
+    shares = [list(plan.shares(order, rank, world_size)) for rank in range(world_size)]
 
-    assert {len(one) for one in shares} == {plan.steps}
+    assert {len(one) for one in shares} == {plan.steps * plan.micro_batches}
     drawn = np.concatenate([share for one in shares for share in one])
     assert sorted(drawn.tolist()) == list(range(plan.samples))
+    assert min(len(share) for one in shares for share in one) == plan.smallest_share(world_size)
 
 
 @given(plan=PLANS, epoch=st.integers(1, 50), world_size=st.integers(2, 9))
 def test_a_step_holds_the_same_samples_on_any_number_of_ranks(
     plan: BatchPlan, epoch: int, world_size: int
 ) -> None:
-    alone = list(plan.shares(epoch, 0, 1))
-    shares = [list(plan.shares(epoch, rank, world_size)) for rank in range(world_size)]
+    order = shuffled(plan.samples, seed=0, epoch=epoch)
+    alone = list(plan.shares(order, 0, 1))
+    shares = [list(plan.shares(order, rank, world_size)) for rank in range(world_size)]
 
-    for step, batch in enumerate(alone):
-        assert len(batch) == plan.step_samples(step)
-        together = np.concatenate([one[step] for one in shares])
-        assert together.tolist() == batch.tolist()
-        sizes = [len(one[step]) for one in shares]
-        assert max(sizes) - min(sizes) <= 1
-        # The factor of each rank's sum, world size / samples of the step, averages to the mean over the batch.
-        assert sum(sizes) / plan.step_samples(step) == pytest.approx(1.0)
+    for step in range(plan.steps):
+        scaled = 0.0
+        for number in range(step * plan.micro_batches, (step + 1) * plan.micro_batches):
+            together = np.concatenate([one[number] for one in shares])
+            assert together.tolist() == alone[number].tolist()
+            sizes = [len(one[number]) for one in shares]
+            assert max(sizes) - min(sizes) <= 1
+            # What each rank's sum is scaled by, world size / samples of the step, and DDP's average over ranks.
+            scaled += sum(size * world_size / plan.step_samples(step) for size in sizes) / world_size
+        assert scaled == pytest.approx(1.0)
 
 
 def test_order_changes_with_epoch_and_seed_only() -> None:
-    plan = BatchPlan(samples=100, global_batch_size=7, seed=1)
+    def order(seed: int, epoch: int) -> list[int]:
+        return [int(index) for index in shuffled(100, seed=seed, epoch=epoch)]
 
-    assert plan.order(1).tolist() == plan.order(1).tolist()
-    assert plan.order(1).tolist() != plan.order(2).tolist()
-    assert plan.order(1).tolist() != BatchPlan(samples=100, global_batch_size=7, seed=2).order(1).tolist()
+    assert order(1, 1) == order(1, 1)
+    assert order(1, 1) != order(1, 2)
+    assert order(1, 1) != order(2, 1)
+
+
+@given(sizes=st.lists(st.integers(0, 7), max_size=600))
+def test_the_counter_counts_what_it_was_given(sizes: list[int]) -> None:
+    counter, given_indices = IndexCounter(), np.arange(sum(sizes))
+    for part in np.split(given_indices, np.cumsum(sizes)):
+        counter.add(part)
+
+    assert counter.samples == sum(sizes)
+    assert counter.checksum == index_checksum(given_indices)
 
 
 @given(samples=st.integers(1, 200), world_size=st.integers(1, 9), batch_size=st.integers(1, 50))
 def test_validation_is_unpadded(samples: int, world_size: int, batch_size: int) -> None:
     shards = [
-        np.concatenate([np.empty(0, np.int64), *validation_shares(samples, rank, world_size, batch_size)])
+        np.concatenate(
+            [np.empty(0, np.int64), *validation_shares(np.arange(samples), rank, world_size, batch_size)]
+        )
         for rank in range(world_size)
     ]
 

@@ -23,6 +23,8 @@ def make_snapshot(epoch: int = 3) -> Snapshot:
         optimizer={"state": {}, "param_groups": [{"lr": 0.1}]},
         scheduler=None,
         stopper={"best": math.inf, "best_epoch": 0},
+        scaler=None,
+        best_model=None,
         records=tuple(make_record(epoch=number) for number in range(1, epoch + 1)),
     )
 

@@ -61,7 +61,7 @@ def test_the_users_word_goes_first_then_the_end_then_early_stopping_then_pause()
     spec = make_spec(epochs=5)
 
     def outcome(record: EpochRecord, control: Control, plateau: str | None) -> Outcome | None:
-        ending = ending_after(record, spec, control, plateau)
+        ending = ending_after([record], spec, control, plateau)
         return ending.outcome if ending else None
 
     middle, last = make_record(epoch=2), make_record(epoch=5)
@@ -71,3 +71,46 @@ def test_the_users_word_goes_first_then_the_end_then_early_stopping_then_pause()
     assert outcome(last, Control.PAUSE, None) is Outcome.SUCCEEDED
     assert outcome(middle, Control.PAUSE, "flat") is Outcome.SUCCEEDED
     assert outcome(middle, Control.PAUSE, None) is Outcome.PAUSED
+
+
+def test_what_is_not_finite_goes_before_the_users_word() -> None:
+    spec = make_spec(epochs=5, policy={"on_nonfinite": "stop"})
+    spoilt = make_record(epoch=2, train_loss=math.nan)
+
+    ending = ending_after([spoilt], spec, Control.STOP, "flat")
+
+    assert ending is not None
+    assert ending.outcome is Outcome.FAILED
+    assert not ending.keep
+    assert "200 samples was NaN or infinite in epoch 2" in ending.reason
+    assert ending_after([spoilt], make_spec(epochs=5), Control.CONTINUE, None) is None
+
+
+def test_budgets_end_a_run_by_numbers_that_every_rank_has() -> None:
+    records = [make_record(epoch=epoch, seconds=2.0) for epoch in (1, 2, 3)]
+
+    def reason(**policy: object) -> str | None:
+        ending = ending_after(records, make_spec(epochs=9, policy=policy), Control.CONTINUE, None)
+        return ending.reason if ending else None
+
+    assert "trained for 6.0 s, policy.max_seconds is 6" in (reason(max_seconds=6) or "")
+    assert reason(max_seconds=6.1) is None
+    assert "on 600 samples, policy.max_samples is 600" in (reason(max_samples=600) or "")
+    assert reason(max_samples=601) is None
+
+
+def test_warm_up_epochs_do_not_count_against_patience() -> None:
+    stopper = EarlyStopper(EarlyStoppingSpec(patience=2, warmup_epochs=3))
+
+    assert fed(stopper, [1.0, 1.1, 1.2, 1.3, 1.4]) == [False, False, False, False, True]
+
+
+def test_the_best_epoch_is_known() -> None:
+    stopper = EarlyStopper(EarlyStoppingSpec(patience=9))
+    records = [make_record(epoch=i, validation_loss=v) for i, v in enumerate([1.0, 0.5, 0.7], 1)]
+    best = []
+    for record in records:
+        stopper.should_stop(record)
+        best.append(stopper.is_best(record))
+
+    assert best == [True, True, False]

@@ -7,38 +7,51 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from curvewatch_workers.batches import index_checksum, validation_shares
-from curvewatch_workers.contract import Control
+from curvewatch_workers.batches import IndexCounter, index_checksum, validation_shares
+from curvewatch_workers.contract import Control, Split
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
-from curvewatch_workers.layout import EpochLayout, ExpectedSplit, GlobalEpoch, LeaderNotes, PassTotals
-from curvewatch_workers.metrics import Accuracy, Totals
+from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, SamplesSeen, metric_names
+from curvewatch_workers.losses import BatchLoss, Loss
+from curvewatch_workers.metrics import F1, Accuracy, ConfusionMatrix, SumMetric, as_sum_metric
 from curvewatch_workers.testing import FakeGroup
+from curvewatch_workers.totals import Totals
 
 SAMPLES = 361
+CPU = torch.device("cpu")
+METRICS: dict[str, SumMetric] = {"accuracy": as_sum_metric(Accuracy()), "confusion": ConfusionMatrix(10)}
 
 
-def expected(samples: int = SAMPLES) -> ExpectedSplit:
-    return ExpectedSplit(samples=samples, checksum=index_checksum(np.arange(samples)))
+def expected(samples: int = SAMPLES) -> dict[Split, SamplesSeen]:
+    seen = SamplesSeen(samples=samples, checksum=index_checksum(np.arange(samples)))
+    return {"train": seen, "validation": seen}
+
+
+def notes(control: Control = Control.CONTINUE) -> LeaderNotes:
+    return LeaderNotes(
+        control=control, checkpoint_allowed=True, skipped_steps=4, gradient_norm=torch.tensor(2.5)
+    )
 
 
 def reduce(losses: Tensor, outputs: Tensor, targets: Tensor, world_size: int, batch_size: int) -> GlobalEpoch:
-    """Sum the buffers of all ranks, as one SUM all-reduce does."""
-    layout = EpochLayout(("accuracy",), world_size, expected(), expected())
-    total = torch.zeros(layout.size, dtype=torch.float64)
+    """Sum the buffers of all ranks, as one SUM all-reduce does; each rank has the data as both splits."""
+    layout = EpochLayout(METRICS, world_size)
+    total = layout.empty(CPU)
     for rank in range(world_size):
-        totals, samples, checksum = Totals((Accuracy(),), torch.device("cpu")), 0, 0
-        for share in validation_shares(len(losses), rank, world_size, batch_size):
+        buffer, counter = layout.empty(CPU), IndexCounter()
+        totals = Totals(Loss(nn.MSELoss()), tuple(METRICS.values()), layout.sums(buffer, "validation"))
+        for share in validation_shares(np.arange(len(losses)), rank, world_size, batch_size):
             rows = torch.from_numpy(share)
-            totals.update(losses[rows], torch.zeros(()), outputs[rows], targets[rows])
-            samples, checksum = samples + len(share), checksum + index_checksum(share)
-        one = PassTotals(totals=totals, samples=samples, checksum=checksum)
-        notes = LeaderNotes(control=Control.PAUSE, checkpoint_allowed=True, gradient_norm=torch.tensor(2.5))
-        total += layout.fill(
-            FakeGroup(rank, world_size), notes, (one, one), seconds=rank + 1.0, gpu_memory_peak=rank
-        )
-    return layout.read(total)
+            totals.add(BatchLoss(losses[rows], None), outputs[rows], targets[rows])
+            counter.add(share)
+        totals.flush()
+        layout.sums(buffer, "train").copy_(layout.sums(buffer, "validation"))
+        seen = SamplesSeen(samples=counter.samples, checksum=counter.checksum)
+        both: dict[Split, SamplesSeen] = {"train": seen, "validation": seen}
+        layout.fill(buffer, FakeGroup(rank, world_size), notes(Control.PAUSE), both, rank + 1.0, rank)
+        total += buffer
+    return layout.read(total, expected())
 
 
 @pytest.fixture
@@ -83,6 +96,7 @@ def test_each_rank_is_told_apart_and_the_leader_is_heard(data: tuple[Tensor, Ten
     assert epoch.control is Control.PAUSE
     assert epoch.checkpoint_allowed
     assert epoch.gradient_norm == 2.5
+    assert epoch.skipped_steps == 4
     assert epoch.rank_seconds == (1.0, 2.0, 3.0)
     assert epoch.gpu_memory_peak_bytes == (0, 1, 2)
     assert [rank.samples for rank in epoch.validation.ranks] == [121, 120, 120]
@@ -105,26 +119,39 @@ def test_one_nan_leaves_the_other_losses(data: tuple[Tensor, Tensor, Tensor]) ->
 
 
 def test_ignored_targets_are_refused() -> None:
-    layout = EpochLayout((), 1, expected(), expected())
-    totals = Totals((), torch.device("cpu"))
-    totals.update(torch.ones(3), torch.tensor(2), torch.zeros(3, 2), torch.zeros(3))
-    one = PassTotals(totals=totals, samples=3, checksum=0)
-    notes = LeaderNotes(control=Control.CONTINUE, checkpoint_allowed=False, gradient_norm=torch.zeros(()))
+    layout = EpochLayout({}, 1)
+    buffer = layout.empty(CPU)
+    layout.sums(buffer, "train")[Totals.OVERLOOKED] = 2
 
-    with pytest.raises(TaskError, match="ignores 2 targets"):
-        layout.read(layout.fill(FakeGroup(0, 1), notes, (one, one), 0.0, 0))
+    with pytest.raises(TaskError, match=r"ignores 2 targets.*ignores_targets=True"):
+        layout.read(buffer, expected())
+
+
+def test_a_matrix_travels_as_counts(data: tuple[Tensor, Tensor, Tensor]) -> None:
+    split = reduce(*data, world_size=3, batch_size=16).validation
+
+    truth = torch.zeros(10, 10, dtype=torch.int64)
+    truth.index_put_((data[2], data[1].argmax(1)), torch.tensor(1), accumulate=True)
+    assert split.matrices["confusion"] == tuple(map(tuple, truth.tolist()))
+    assert split.metrics["confusion"] == split.metrics["accuracy"]
+
+
+def test_names_are_those_of_the_record() -> None:
+    metrics: dict[str, SumMetric] = {"accuracy": as_sum_metric(Accuracy()), "f1": F1(3, average=None)}
+
+    assert metric_names(metrics) == ("accuracy", "f1_0", "f1_1", "f1_2")
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "samples"),
     [
-        EpochLayout(("mae",), 2, expected(), expected()),
-        EpochLayout(("accuracy", "mae"), 2, expected(), expected()),
-        EpochLayout(("accuracy",), 2, expected(360), expected()),
-        EpochLayout(("accuracy",), 2, expected(), expected(360)),
+        (EpochLayout({"mae": as_sum_metric(Accuracy())}, 2), 361),
+        (EpochLayout({"accuracy": as_sum_metric(Accuracy()), "f1": F1(3)}, 2), 361),
+        (EpochLayout({"accuracy": F1(3)}, 2), 361),
+        (EpochLayout({"accuracy": as_sum_metric(Accuracy())}, 2), 360),
     ],
 )
-def test_ranks_that_disagree_are_refused(other: EpochLayout) -> None:
+def test_ranks_that_disagree_are_refused(other: EpochLayout, samples: int) -> None:
     """Both ranks' own contributions are added, as the all-reduce does."""
     sent: list[Tensor] = []
 
@@ -137,9 +164,9 @@ def test_ranks_that_disagree_are_refused(other: EpochLayout) -> None:
         def all_reduce_sum(self, tensor: Tensor) -> None:
             tensor += sent.pop()
 
-    layout = EpochLayout(("accuracy",), 2, expected(), expected())
-    other.require_agreement(Listening(1, 2))
+    layout = EpochLayout({"accuracy": as_sum_metric(Accuracy())}, 2)
+    other.require_agreement(Listening(1, 2), samples)
     with pytest.raises(LayoutMismatchError, match="same metrics and datasets"):
-        layout.require_agreement(Adding(0, 2))
-    layout.require_agreement(Listening(1, 2))
-    layout.require_agreement(Adding(0, 2))
+        layout.require_agreement(Adding(0, 2), 361)
+    layout.require_agreement(Listening(1, 2), 361)
+    layout.require_agreement(Adding(0, 2), 361)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import Dataset, TensorDataset
 
-from curvewatch_workers.batches import BatchPlan
+from curvewatch_workers.batches import BatchPlan, shuffled
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
 from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome
 from curvewatch_workers.decisions import Ending
@@ -26,7 +26,7 @@ from curvewatch_workers.group import Group, SoloGroup
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import FakeGroup, RecordingReporter, train_alone
-from engine_support import make_spec, make_task
+from engine_support import datasets, make_spec, make_task
 
 
 def make_trainer(
@@ -65,12 +65,13 @@ def test_numbers_are_those_of_every_sample_once() -> None:
 
     records = train_alone(spec, task)
 
-    plan = BatchPlan(samples=50, global_batch_size=16, seed=0)
-    train_inputs, train_targets = reference.train.tensors  # type: ignore[attr-defined]
-    validation_inputs, validation_targets = reference.validation.tensors  # type: ignore[attr-defined]
+    plan = BatchPlan(samples=50, global_batch_size=16)
+    train_inputs, train_targets = datasets(reference)[0].tensors
+    validation_inputs, validation_targets = datasets(reference)[1].tensors
     for record in records:
         losses: list[float] = []
-        for share in plan.shares(record.epoch, 0, 1):
+        order = shuffled(50, seed=0, epoch=record.epoch)
+        for share in plan.shares(order, 0, 1):
             batch = nn.functional.cross_entropy(
                 model(train_inputs[share].double()), train_targets[share], reduction="none"
             )
@@ -96,7 +97,7 @@ def test_gradient_norm_is_that_of_the_last_step_before_clipping(tmp_path: Path) 
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     task = make_task(samples=16, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
-    inputs, targets = task.train.tensors  # type: ignore[attr-defined]
+    inputs, targets = datasets(task)[0].tensors
 
     _, (record,) = train(make_spec(epochs=1, gradient_clip_norm=1e-6), task, tmp_path)
 
@@ -169,7 +170,7 @@ def test_the_last_epoch_wins_over_a_pause(tmp_path: Path) -> None:
 def test_early_stopping_ends_the_run(tmp_path: Path) -> None:
     task = make_task()
     frozen = make_task(model=task.model, optimizer=torch.optim.SGD(task.model.parameters(), lr=0.0))
-    spec = make_spec(epochs=50, early_stopping={"patience": 3})
+    spec = make_spec(epochs=50, policy={"early_stopping": {"patience": 3}})
 
     ending, records = train(spec, frozen, tmp_path)
 
@@ -224,7 +225,7 @@ def test_batch_norm_and_few_samples_train(tmp_path: Path) -> None:
 
 def test_nonfinite_losses_are_counted(tmp_path: Path) -> None:
     task = make_task()
-    task.validation.tensors[0][2, 0] = math.nan  # type: ignore[attr-defined]
+    datasets(task)[1].tensors[0][2, 0] = math.nan
 
     _, records = train(make_spec(epochs=1, global_batch_size=50), task, tmp_path)
 
@@ -251,7 +252,7 @@ def test_data_workers_change_nothing(tmp_path: Path) -> None:
 
 def test_unknown_early_stopping_metric_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"'acuracy'.*loss, accuracy"):
-        make_trainer(make_spec(early_stopping={"metric": "acuracy"}), make_task(), tmp_path)
+        make_trainer(make_spec(policy={"early_stopping": {"metric": "acuracy"}}), make_task(), tmp_path)
 
 
 class Augmented(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from curvewatch_workers.errors import TaskError, UserCodeError
 from curvewatch_workers.task import check_task, load_task
@@ -92,23 +89,13 @@ def test_what_the_users_code_raises_keeps_its_traceback_without_our_frames(
     assert "curvewatch_workers" not in raised.value.traceback_text
 
 
-class Endless(IterableDataset[int]):
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count()
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": TensorDataset(torch.zeros(0, 4), torch.zeros(0))}, "train has zero samples"),
-        ({"validation": []}, "validation has zero samples"),
-        ({"train": DataLoader(TensorDataset(torch.zeros(3, 4)))}, "got a DataLoader"),
-        ({"train": Endless()}, "must be a map-style dataset.*Endless"),
-        ({"train": 7}, "must be a map-style dataset.*int"),
         ({"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters())}, "parameters that are not the model's"),
         ({"optimizer": "sgd", "model": nn.Linear(4, 3)}, "must be a torch optimizer, got str"),
         ({"metrics": {"top 5": None}}, "metric name 'top 5'"),
-        ({"loss": nn.CrossEntropyLoss(reduction="sum")}, "reduction='sum'"),
+        ({"loss": "mse"}, "must be callable, got str"),
     ],
 )
 def test_tasks_that_cannot_be_trained_exactly_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -167,7 +167,7 @@ def test_the_last_failure_can_be_told_when_there_is_no_further_attempt(tmp_path:
             "from engine_support import make_task\n"
             "class Odd:\n    def __getitem__(self, i): return i\n    def __len__(self): raise NotImplementedError\n"
             "def build():\n    return make_task(train=Odd())",
-            "looking at the task of broken_job:build() raised NotImplementedError",
+            "looking at TrainingTask.train raised NotImplementedError",
         ),
     ],
 )

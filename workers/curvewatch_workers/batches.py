@@ -1,4 +1,4 @@
-"""Which rank sees which sample: pure functions of (samples, seed, epoch, rank, world size).
+"""Which rank sees which sample: pure functions of (order, rank, world size).
 
 The train epoch is cut into global batches first and each of them is split over the ranks second, so that
 the samples behind each optimizer step, and with them the curve, do not depend on the number of ranks.
@@ -17,16 +17,21 @@ Indices = npt.NDArray[np.int64]
 _CHECKSUM_BITS = 20
 
 
+def shuffled(samples: int, *, seed: int, epoch: int) -> Indices:
+    """Return the order of all samples in an epoch, the same on each rank."""
+    return np.random.default_rng((seed, epoch)).permutation(samples)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The train batches of a dataset: each sample once an epoch, no padding, none left out."""
+    """The train batches of an epoch: each sample that is drawn is used once, no padding, none left out."""
 
     samples: int
-    """Samples of the dataset."""
+    """Samples of one epoch."""
     global_batch_size: int
     """Samples of one optimizer step, over all ranks; the last step takes what is left."""
-    seed: int
-    """Seed of the order."""
+    micro_batches: int = 1
+    """Parts of a global batch whose gradients are added up before the step."""
 
     @property
     def steps(self) -> int:
@@ -37,21 +42,35 @@ class BatchPlan:
         """Return the samples of one step (from 0) over all ranks."""
         return min(self.global_batch_size, self.samples - step * self.global_batch_size)
 
-    def order(self, epoch: int) -> Indices:
-        """Return the order of all samples in an epoch, the same on each rank."""
-        return np.random.default_rng((self.seed, epoch)).permutation(self.samples)
+    def shares(self, order: Indices, rank: int, world_size: int) -> Iterator[Indices]:
+        """Yield this rank's share of each micro-batch of each step; sizes over the ranks differ by one at most.
 
-    def shares(self, epoch: int, rank: int, world_size: int) -> Iterator[Indices]:
-        """Yield this rank's share of each step; a share may be empty, sizes differ by one at most."""
-        order = self.order(epoch)
+        A share may be empty.
+
+        Args:
+            order: The samples in the order in which they are drawn, shape [samples].
+            rank: This rank.
+            world_size: Number of ranks.
+        """
         for step in range(self.steps):
             batch = order[step * self.global_batch_size :][: self.step_samples(step)]
-            yield batch[len(batch) * rank // world_size : len(batch) * (rank + 1) // world_size]
+            for part in range(self.micro_batches):
+                micro = _part(batch, part, self.micro_batches)
+                yield _part(micro, rank, world_size)
+
+    def smallest_share(self, world_size: int) -> int:
+        """Return the samples of the smallest share that any rank gets in an epoch."""
+        smallest_step = self.step_samples(self.steps - 1)
+        return smallest_step // self.micro_batches // world_size
 
 
-def validation_shares(samples: int, rank: int, world_size: int, batch_size: int) -> Iterator[Indices]:
+def _part(indices: Indices, number: int, parts: int) -> Indices:
+    return indices[len(indices) * number // parts : len(indices) * (number + 1) // parts]
+
+
+def validation_shares(order: Indices, rank: int, world_size: int, batch_size: int) -> Iterator[Indices]:
     """Yield this rank's validation batches: every world-size-th sample, unpadded; none for an empty shard."""
-    shard = np.arange(rank, samples, world_size, dtype=np.int64)
+    shard = order[rank::world_size]
     for start in range(0, len(shard), batch_size):
         yield shard[start : start + batch_size]
 
@@ -67,3 +86,39 @@ def index_checksum(indices: Indices) -> int:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return int(((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(64 - _CHECKSUM_BITS)).sum())
+
+
+class IndexCounter:
+    """Counts the samples of a pass, and the checksum of their indices, many batches at a time."""
+
+    _KEPT = 256
+
+    def __init__(self) -> None:
+        self._kept: list[Indices] = []
+        self._samples = 0
+        self._checksum = 0
+
+    def add(self, indices: Indices) -> None:
+        """Count a batch."""
+        self._kept.append(indices)
+        if len(self._kept) == self._KEPT:
+            self._fold()
+
+    def _fold(self) -> None:
+        if self._kept:
+            joined = np.concatenate(self._kept)
+            self._samples += len(joined)
+            self._checksum += index_checksum(joined)
+            self._kept = []
+
+    @property
+    def samples(self) -> int:
+        """Samples so far."""
+        self._fold()
+        return self._samples
+
+    @property
+    def checksum(self) -> int:
+        """Sum of the hashes of their indices."""
+        self._fold()
+        return self._checksum

@@ -40,13 +40,23 @@ class Snapshot:
     scheduler: dict[str, Any] | None
     stopper: dict[str, Any]
     """State of early stopping."""
+    scaler: dict[str, Any] | None
+    """State of the fp16 gradient scaler; None in other precisions."""
+    best_model: dict[str, Any] | None
+    """State of the model at the best epoch; None unless the job wants it back when it stops early."""
     records: tuple[EpochRecord, ...]
     """Every epoch so far, so that a later attempt can tell the service what it lacks."""
 
     def write(self, folder: Path) -> None:
         """Write the snapshot into an existing empty folder."""
         torch.save(self.model, folder / MODEL_FILE)
-        training = {"optimizer": self.optimizer, "scheduler": self.scheduler, "stopper": self.stopper}
+        training = {
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "stopper": self.stopper,
+            "scaler": self.scaler,
+            "best_model": self.best_model,
+        }
         # NumPy's numbers, which a schedule may have made, would be written but not read: they are pickled code.
         training = pytree.tree_map_only(np.generic, lambda number: number.item(), training)
         torch.save(training, folder / TRAINING_FILE)
@@ -76,6 +86,8 @@ class Snapshot:
                 optimizer=training["optimizer"],
                 scheduler=training["scheduler"],
                 stopper=training["stopper"],
+                scaler=training["scaler"],
+                best_model=training["best_model"],
                 records=tuple(EpochRecord.model_validate_json(line) for line in lines),
             )
         except (OSError, KeyError, ValueError, pickle.UnpicklingError) as error:

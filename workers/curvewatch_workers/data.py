@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from curvewatch_workers.batches import Indices
 from curvewatch_workers.errors import TaskError
-from curvewatch_workers.seeds import seed_from
+from curvewatch_workers.seeds import seed_from, seed_of
+from curvewatch_workers.sources import Collate, ShardedIterable, Source, StreamShard
 
 
 class Batch(NamedTuple):
@@ -24,7 +26,18 @@ class Batch(NamedTuple):
     targets: Tensor
     """Shape [batch, ...]."""
     indices: Indices
-    """Which samples of the dataset these are."""
+    """Which samples of the dataset these are; of a stream, which has no indices, as many zeros."""
+    weights: Tensor | None = None
+    """Weight of each sample in the loss, shape [batch]; None weighs them equally."""
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.targets)
+
+    def none(self) -> Batch:
+        """Return a batch of the same structure with zero rows."""
+        return cast("Batch", pytree.tree_map(_no_rows, self))
 
 
 class _Chunk(NamedTuple):
@@ -60,54 +73,89 @@ class _Samples(Dataset[Any]):
         return self._dataset[index]
 
 
+def _no_rows(entry: Any) -> Any:
+    return entry[:0] if isinstance(entry, Tensor | np.ndarray) else entry
+
+
 @dataclass(frozen=True)
 class _Collate:
-    collate: Callable[[Sequence[Any]], Any]
+    """Makes a batch of samples with the user's collate function."""
+
+    collate: Collate
+
+    def __call__(self, samples: list[Any]) -> Batch:
+        made = self.collate(samples)
+        parts = made if isinstance(made, tuple | list) else ()
+        if not (len(parts) in (2, 3) and all(isinstance(part, Tensor) for part in parts[1:])):
+            raise TaskError(
+                "a batch must be a pair (inputs, targets) with a tensor of targets, or a triple with the samples' "
+                f"weights too, got {type(made).__name__}; let the dataset give pairs, or set TrainingTask.collate"
+            )
+        inputs, targets, *weights = parts
+        return Batch(inputs, targets, np.zeros(len(targets), np.int64), *weights)
+
+
+@dataclass(frozen=True)
+class _CollateShare:
+    collate: _Collate
 
     def __call__(self, chunks: list[_Chunk]) -> Batch:
         (chunk,) = chunks
-        made = self.collate(chunk.samples)
-        if not (isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[1], Tensor)):
-            raise TaskError(
-                "a batch must be a pair (inputs, targets) with a tensor of targets, got "
-                f"{type(made).__name__}; let the dataset give pairs, or set TrainingTask.collate"
-            )
-        inputs, targets = made
-        if len(chunk.indices) == 0:
-            inputs, targets = pytree.tree_map_only(Tensor, lambda t: t[:0], (inputs, targets))
-        return Batch(inputs, targets, chunk.indices)
+        batch = self.collate(chunk.samples)
+        return batch._replace(indices=chunk.indices) if len(chunk.indices) else batch.none()
+
+
+class _Mover:
+    """Brings batches to a device; copies from pinned memory do not wait."""
+
+    def __init__(self, device: torch.device, *, channels_last: bool) -> None:
+        self._device = device
+        self._channels_last = channels_last
+
+    def __call__(self, batch: Batch) -> Batch:
+        weights = batch.weights if batch.weights is None else self._move(batch.weights)
+        return Batch(self._inputs(batch.inputs), self._move(batch.targets), batch.indices, weights)
+
+    def _inputs(self, inputs: Any) -> Any:
+        if not isinstance(inputs, Tensor):
+            return pytree.tree_map_only(Tensor, self._input, inputs)
+        return self._input(inputs)
+
+    def _input(self, tensor: Tensor) -> Tensor:
+        if self._channels_last and tensor.dim() == 4:
+            return tensor.to(self._device, non_blocking=True, memory_format=torch.channels_last)
+        return self._move(tensor)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
 
 class ShareLoader:
     """Loads the shares of one split: the same dataset object and processes for all epochs.
 
     Args:
-        dataset: Map-style dataset.
-        collate: Makes a batch of a list of samples; torch's default when None.
-        workers: Processes that load; 0 loads in this one.
+        source: What is loaded; no stream.
         device: Where the batches go; host memory is pinned for a GPU, and copies do not wait.
+        channels_last: Lay inputs of four dimensions out with the channels last.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        *,
-        collate: Callable[[Sequence[Any]], Any] | None,
-        workers: int,
-        device: torch.device,
-    ) -> None:
-        self._device = device
+    def __init__(self, source: Source, device: torch.device, *, channels_last: bool = False) -> None:
+        self._move = _Mover(device, channels_last=channels_last)
         self._shares = _Shares()
+        self._samples, self._collate = _Samples(source.dataset), _CollateShare(_Collate(source.collate))
         self._loader: DataLoader[Any] = DataLoader(
-            _Samples(dataset),
+            self._samples,
             batch_sampler=cast("Any", self._shares),
-            collate_fn=_Collate(collate or cast("Callable[[Sequence[Any]], Any]", default_collate)),
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            collate_fn=self._collate,
             pin_memory=device.type == "cuda",
             # Else it would draw from the global generator, but only when its processes start.
             generator=torch.Generator(),
+            **source.loader_options,
         )
+
+    def trial(self, indices: Indices) -> Batch:
+        """Return a batch of these samples, loaded in this process."""
+        return self._move(self._collate(self._samples.__getitems__(_Request(indices.tolist(), ()))))
 
     def batches(self, shares: Callable[[], Iterator[Indices]], *, seed: tuple[int, ...]) -> Iterator[Batch]:
         """Yield one batch on the device for each share, in order.
@@ -118,14 +166,57 @@ class ShareLoader:
         """
         self._shares.source, self._shares.seed = shares, seed
         try:
-            for inputs, targets, indices in self._loader:
-                yield Batch(pytree.tree_map_only(Tensor, self._move, inputs), self._move(targets), indices)
+            for batch in self._loader:
+                yield self._move(batch)
         finally:
             # What `shares` holds on to may hold this loader: in a cycle, its processes end late and by force.
             self._shares.source = _no_shares
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
+
+class StreamLoader:
+    """Loads one rank's shard of a stream, in batches of one size and what is left.
+
+    Args:
+        source: What is loaded, a stream.
+        batch_size: Samples of a batch.
+        rank: This rank.
+        world_size: Number of ranks.
+        device: Where the batches go.
+        channels_last: Lay inputs of four dimensions out with the channels last.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        device: torch.device,
+        *,
+        channels_last: bool = False,
+    ) -> None:
+        self._move = _Mover(device, channels_last=channels_last)
+        self._generator = torch.Generator()
+        # Its processes start anew with each epoch: only then do they take a seed.
+        options = {**source.loader_options, "persistent_workers": False}
+        self._loader: DataLoader[Any] = DataLoader(
+            StreamShard(cast("ShardedIterable", source.dataset), rank, world_size),
+            batch_size=batch_size,
+            collate_fn=_Collate(source.collate),
+            pin_memory=device.type == "cuda",
+            generator=self._generator,
+            **options,
+        )
+
+    def batches(self, *, seed: tuple[int, ...]) -> Iterator[Batch]:
+        """Yield the shard's batches on the device.
+
+        Args:
+            seed: What random numbers in loading processes start from.
+        """
+        self._generator.manual_seed(seed_of(*seed))
+        for batch in self._loader:
+            yield self._move(batch)
 
 
 def _no_shares() -> Iterator[Indices]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,10 @@ class Ending:
 
     outcome: Outcome
     reason: str
+    keep: bool = True
+    """Whether the weights are worth a checkpoint."""
+    restore_best: bool = False
+    """Whether the weights of the best epoch are put back first."""
 
 
 class Stopper(Protocol):
@@ -23,6 +28,9 @@ class Stopper(Protocol):
 
     def should_stop(self, record: EpochRecord) -> str | None:
         """Take in an epoch; return why to stop, or None."""
+
+    def is_best(self, record: EpochRecord) -> bool:
+        """Tell whether an epoch that was taken in is the best so far."""
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep."""
@@ -37,6 +45,10 @@ class NeverStops:
     def should_stop(self, record: EpochRecord) -> str | None:  # noqa: ARG002 - the protocol's signature
         """Never stop."""
         return None
+
+    def is_best(self, record: EpochRecord) -> bool:  # noqa: ARG002 - the protocol's signature
+        """No epoch is marked."""
+        return False
 
     def state(self) -> dict[str, Any]:
         """Return nothing."""
@@ -61,13 +73,18 @@ class EarlyStopper:
         comparable = value if spec.mode == "min" else -value
         if comparable < self._best - spec.min_delta:
             self._best, self._best_epoch = comparable, record.epoch
-        if record.epoch - self._best_epoch < spec.patience:
+        waited = record.epoch - max(self._best_epoch, spec.warmup_epochs)
+        if waited < spec.patience:
             return None
         best = self._best if spec.mode == "min" else -self._best
         return (
             f"validation {spec.metric} has not improved for {record.epoch - self._best_epoch} epochs "
             f"(best {best:.6g} at epoch {self._best_epoch}, now {value:.6g}, patience {spec.patience})"
         )
+
+    def is_best(self, record: EpochRecord) -> bool:
+        """Tell whether an epoch that was taken in is the best so far."""
+        return record.epoch == self._best_epoch
 
     def state(self) -> dict[str, Any]:
         """Return the best value and its epoch."""
@@ -89,26 +106,68 @@ def make_stopper(spec: JobSpec, metrics: tuple[str, ...]) -> Stopper:
     Raises:
         TaskError: The number to watch is neither `loss` nor a metric of the task.
     """
-    if spec.early_stopping is None:
+    early_stopping = spec.policy.early_stopping
+    if early_stopping is None:
         return NeverStops()
     known = ("loss", *metrics)
-    if spec.early_stopping.metric not in known:
+    if early_stopping.metric not in known:
         raise TaskError(
-            f"early_stopping.metric is {spec.early_stopping.metric!r}, but the task measures: {', '.join(known)}"
+            f"policy.early_stopping.metric is {early_stopping.metric!r}, but the task measures: {', '.join(known)}"
         )
-    return EarlyStopper(spec.early_stopping)
+    return EarlyStopper(early_stopping)
 
 
-def ending_after(record: EpochRecord, spec: JobSpec, control: Control, plateau: str | None) -> Ending | None:
-    """Return how the run ends after this epoch, None when it goes on. The user's word goes first."""
+def ending_after(
+    records: Sequence[EpochRecord], spec: JobSpec, control: Control, plateau: str | None
+) -> Ending | None:
+    """Return how the run ends after its latest epoch, None when it goes on.
+
+    What cannot be used goes first, then the user's word, then the end, then what the curve says, then budgets.
+
+    Args:
+        records: Every epoch so far.
+        spec: The job.
+        control: What the service wants.
+        plateau: Why early stopping would stop, if it would.
+    """
+    record = records[-1]
+    spoilt = record.train.nonfinite_samples + record.validation.nonfinite_samples
+    if spoilt and spec.policy.on_nonfinite == "stop":
+        return Ending(
+            outcome=Outcome.FAILED,
+            reason=f"the loss of {spoilt} samples was NaN or infinite in epoch {record.epoch} (policy.on_nonfinite: "
+            "stop); lower the learning rate, clip the gradient, or look for broken samples",
+            keep=False,
+        )
     if control is Control.STOP:
         return Ending(outcome=Outcome.STOPPED, reason=f"stopped on request after epoch {record.epoch}")
     if record.epoch >= spec.training.epochs:
         return Ending(outcome=Outcome.SUCCEEDED, reason=f"all {record.epoch} epochs are done")
     if plateau is not None:
-        return Ending(outcome=Outcome.SUCCEEDED, reason=f"stopped early: {plateau}")
+        return Ending(
+            outcome=Outcome.SUCCEEDED,
+            reason=f"stopped early: {plateau}",
+            restore_best=spec.policy.restores_best,
+        )
+    spent = _spent_budget(records, spec)
+    if spent is not None:
+        return Ending(outcome=Outcome.SUCCEEDED, reason=f"stopped after epoch {record.epoch}: {spent}")
     if control is Control.PAUSE:
         return Ending(
             outcome=Outcome.PAUSED, reason=f"paused after epoch {record.epoch}, to go on from its checkpoint"
         )
+    return None
+
+
+def _spent_budget(records: Sequence[EpochRecord], spec: JobSpec) -> str | None:
+    """Return which budget is spent; by numbers that every rank has, never by a clock of its own."""
+    policy = spec.policy
+    if policy.max_seconds is not None:
+        seconds = sum(max(record.rank_seconds) for record in records)
+        if seconds >= policy.max_seconds:
+            return f"it has trained for {seconds:.1f} s, policy.max_seconds is {policy.max_seconds:g}"
+    if policy.max_samples is not None:
+        samples = sum(record.train.samples_seen for record in records)
+        if samples >= policy.max_samples:
+            return f"it has trained on {samples} samples, policy.max_samples is {policy.max_samples}"
     return None

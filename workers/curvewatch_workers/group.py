@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -102,6 +104,13 @@ class TorchGroup:
         return DistributedDataParallel(
             model, device_ids=device_ids, find_unused_parameters=find_unused_parameters
         )
+
+
+def without_sync(model: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which backward adds up gradients of a wrapped model without averaging them."""
+    if isinstance(model, DistributedDataParallel):
+        return cast("AbstractContextManager[None]", model.no_sync())
+    return contextlib.nullcontext()
 
 
 def group_of_process(device: torch.device) -> Group:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from curvewatch_workers.contract import Control, MetricTotals, RankShare, SplitRecord
+from curvewatch_workers.contract import SPLITS, Control, MetricTotals, RankShare, Split, SplitRecord
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
 from curvewatch_workers.group import Group
-from curvewatch_workers.metrics import Totals
+from curvewatch_workers.metrics import SumMetric
+from curvewatch_workers.metrics.protocol import Sums
+from curvewatch_workers.totals import Totals
 
 _CONTROLS = tuple(Control)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PassTotals:
-    """What one rank has from one pass over its share of a split."""
+class SamplesSeen:
+    """What one rank counted of a split on the host, or what a split must add up to over all ranks."""
 
-    totals: Totals
-    """Sums on the device."""
     samples: int
-    """Samples that went through the model."""
+    """Samples."""
     checksum: int
     """Sum of the hashes of their indices."""
 
@@ -36,6 +38,8 @@ class LeaderNotes:
     """What the service wants."""
     checkpoint_allowed: bool
     """Whether the last checkpoint is long enough ago."""
+    skipped_steps: int
+    """Optimizer steps that were left out, on each rank the same."""
     gradient_norm: Tensor
     """Norm of the global gradient at the last step, a scalar on the device."""
 
@@ -46,6 +50,7 @@ class GlobalEpoch:
 
     control: Control
     checkpoint_allowed: bool
+    skipped_steps: int
     gradient_norm: float
     rank_seconds: tuple[float, ...]
     gpu_memory_peak_bytes: tuple[int, ...]
@@ -53,42 +58,41 @@ class GlobalEpoch:
     validation: SplitRecord
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExpectedSplit:
-    """What a split must add up to."""
-
-    samples: int
-    checksum: int
-
-
 class EpochLayout:
     """Which slot of the buffer holds what, for given metrics and world size.
 
-    The leader's notes come first, then both splits (sums over all ranks, then three slots for each rank), then
-    seconds and GPU memory of each rank. A rank fills the slots of its own and leaves those of the others 0,
-    so that one SUM carries everything.
+    What the host knows comes first: the leader's notes, samples and checksum of each split, and four slots for each
+    rank. What the device knows follows: the gradient's norm, loss and weight of each rank, and the sums of each
+    split. A rank fills the slots of its own and leaves those of the others 0, so that one SUM carries everything.
     """
 
     _NOTES = 3
-    _RANK_SLOTS = 3
+    _HOST_OF_SPLITS = 4
+    _HOST_OF_RANK = 4
+    _DEVICE_OF_RANK = 4
 
-    def __init__(
-        self, metrics: tuple[str, ...], world_size: int, train: ExpectedSplit, validation: ExpectedSplit
-    ):
+    def __init__(self, metrics: Mapping[str, SumMetric], world_size: int):
         self._metrics = metrics
         self._world_size = world_size
-        self._expected = (train, validation)
-        self._totals = Totals.width(len(metrics))
-        self._split = self._totals + 2 + self._RANK_SLOTS * world_size
-        self.size = self._NOTES + 2 * self._split + 2 * world_size
+        self._ranks_at = self._NOTES + self._HOST_OF_SPLITS
+        self._host = self._ranks_at + self._HOST_OF_RANK * world_size
+        self._shares_at = self._host + 1
+        self._sums_at = self._shares_at + self._DEVICE_OF_RANK * world_size
+        self._sums = Totals.slots(tuple(metrics.values()))
+        self.size = self._sums_at + 2 * self._sums
 
-    def require_agreement(self, group: Group) -> None:
+    def require_agreement(self, group: Group, expected: object) -> None:
         """Check once that every rank has this layout: gloo would mix buffers of unequal size without a word.
+
+        Args:
+            group: The ranks.
+            expected: What else must be the same on each, such as the sizes of the datasets.
 
         Raises:
             LayoutMismatchError: On every rank, when any two differ.
         """
-        text = repr((self._metrics, self._world_size, self._expected))
+        slots = {name: metric.slots for name, metric in self._metrics.items()}
+        text = repr((slots, self._world_size, expected))
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         sums = torch.tensor([digest, digest**2 % 2**32], dtype=torch.float64, device=group.device)
         mine = sums * group.world_size
@@ -100,86 +104,131 @@ class EpochLayout:
                 "the task's callable must return the same metrics and datasets on each worker"
             )
 
+    def empty(self, device: torch.device) -> Tensor:
+        """Return the buffer of a new epoch, shape [size], float64; the passes add to it in place."""
+        return torch.zeros(self.size, dtype=torch.float64, device=device)
+
+    def sums(self, buffer: Tensor, split: Split) -> Tensor:
+        """Return the part of a buffer that a split's `Totals` add to."""
+        start = self._sums_at + self._sums * SPLITS.index(split)
+        return buffer[start : start + self._sums]
+
     def fill(
         self,
+        buffer: Tensor,
         group: Group,
         notes: LeaderNotes,
-        splits: tuple[PassTotals, PassTotals],
+        seen: Mapping[Split, SamplesSeen],
         seconds: float,
         gpu_memory_peak: int,
-    ) -> Tensor:
-        """Return this rank's buffer, shape [size], float64, on its device. Reads nothing from the device."""
-        host = [0.0] * self.size
+    ) -> None:
+        """Write the rest of this rank's part into a buffer that holds its sums. Reads nothing from the device."""
+        host = [0.0] * self._host
         if group.rank == 0:
-            host[0] = _CONTROLS.index(notes.control)
-            host[1] = notes.checkpoint_allowed
-        for split, start in zip(splits, self._starts(), strict=True):
-            host[start + self._totals] = split.samples
-            host[start + self._totals + 1] = split.checksum
-            host[self._rank_slot(start, group.rank) + 2] = split.samples
-        per_rank = self.size - 2 * self._world_size
-        host[per_rank + group.rank] = seconds
-        host[per_rank + self._world_size + group.rank] = gpu_memory_peak
-        buffer = torch.tensor(host, dtype=torch.float64).to(group.device, non_blocking=True)
-        if group.rank == 0:
-            buffer[2] = notes.gradient_norm
-        for split, start in zip(splits, self._starts(), strict=True):
-            values = split.totals.values
-            buffer[start : start + self._totals] = values
-            slot = self._rank_slot(start, group.rank)
-            buffer[slot] = values[Totals.LOSS_SUM]
-            buffer[slot + 1] = values[Totals.FINITE]
-        return buffer
+            host[: self._NOTES] = (
+                _CONTROLS.index(notes.control),
+                notes.checkpoint_allowed,
+                notes.skipped_steps,
+            )
+            buffer[self._host] = notes.gradient_norm
+        train, validation = (seen[split] for split in SPLITS)
+        splits = (train.samples, train.checksum, validation.samples, validation.checksum)
+        host[self._NOTES : self._ranks_at] = splits
+        start = self._ranks_at + self._HOST_OF_RANK * group.rank
+        mine = (seconds, gpu_memory_peak, train.samples, validation.samples)
+        host[start : start + self._HOST_OF_RANK] = mine
+        buffer[: self._host] = torch.tensor(host, dtype=torch.float64).to(buffer.device, non_blocking=True)
+        for number, split in enumerate(SPLITS):
+            sums = self.sums(buffer, split)
+            slot = self._shares_at + self._DEVICE_OF_RANK * group.rank + 2 * number
+            buffer[slot] = sums[Totals.LOSS_SUM]
+            buffer[slot + 1] = sums[Totals.WEIGHT_SUM]
 
-    def read(self, buffer: Tensor) -> GlobalEpoch:
+    def read(self, buffer: Tensor, expected: Mapping[Split, SamplesSeen]) -> GlobalEpoch:
         """Read the reduced buffer: the epoch's one wait for the device.
+
+        Args:
+            buffer: The sums over all ranks.
+            expected: What each split must add up to.
 
         Raises:
             TaskError: The loss left out targets, so that it is no mean over all samples.
         """
-        values: list[float] = buffer.tolist()
-        per_rank = self.size - 2 * self._world_size
-        train_start, validation_start = self._starts()
-        return GlobalEpoch(
-            control=_CONTROLS[int(values[0])],
-            checkpoint_allowed=bool(values[1]),
-            gradient_norm=values[2],
-            rank_seconds=tuple(values[per_rank : per_rank + self._world_size]),
-            gpu_memory_peak_bytes=tuple(int(peak) for peak in values[per_rank + self._world_size :]),
-            train=self._read_split(values, train_start, self._expected[0]),
-            validation=self._read_split(values, validation_start, self._expected[1]),
-        )
-
-    def _starts(self) -> tuple[int, int]:
-        return self._NOTES, self._NOTES + self._split
-
-    def _rank_slot(self, start: int, rank: int) -> int:
-        return start + self._totals + 2 + self._RANK_SLOTS * rank
-
-    def _read_split(self, values: list[float], start: int, expected: ExpectedSplit) -> SplitRecord:
-        totals = values[start : start + self._totals]
-        if totals[Totals.IGNORED]:
-            raise TaskError(
-                f"the loss ignores {int(totals[Totals.IGNORED])} targets (its ignore_index), so its mean is no mean "
-                "over samples; leave those samples out of the dataset"
+        values: Sums = buffer.cpu().numpy()
+        host, sums_at = values[: self._host], (self._sums_at, self._sums_at + self._sums)
+        ranks = host[self._ranks_at :].reshape(self._world_size, self._HOST_OF_RANK)
+        shares = values[self._shares_at : self._sums_at].reshape(self._world_size, 2, 2)
+        splits = [
+            self._read_split(
+                values[start : start + self._sums],
+                SamplesSeen(samples=int(host[at]), checksum=int(host[at + 1])),
+                expected[split],
+                _shares(shares[:, number], ranks[:, 2 + number]),
             )
-        pairs = zip(totals[Totals.FIXED :: 2], totals[Totals.FIXED + 1 :: 2], strict=True)
-        ranks = (self._rank_slot(start, rank) for rank in range(self._world_size))
-        return SplitRecord(
-            loss_sum=totals[Totals.LOSS_SUM],
-            loss_square_sum=totals[Totals.LOSS_SQUARE_SUM],
-            weight_sum=totals[Totals.FINITE],
-            samples_expected=expected.samples,
-            samples_seen=int(values[start + self._totals]),
-            checksum_expected=expected.checksum,
-            checksum_seen=int(values[start + self._totals + 1]),
-            nonfinite_samples=int(totals[Totals.NONFINITE]),
-            metrics={
-                name: MetricTotals(total=total, count=int(count))
-                for name, (total, count) in zip(self._metrics, pairs, strict=True)
-            },
-            ranks=tuple(
-                RankShare(loss_sum=values[slot], weight_sum=values[slot + 1], samples=int(values[slot + 2]))
-                for slot in ranks
-            ),
+            for number, (split, start) in enumerate(zip(SPLITS, sums_at, strict=True))
+            for at in [self._NOTES + 2 * number]
+        ]
+        return GlobalEpoch(
+            control=_CONTROLS[int(host[0])],
+            checkpoint_allowed=bool(host[1]),
+            skipped_steps=int(host[2]),
+            gradient_norm=float(values[self._host]),
+            rank_seconds=tuple(ranks[:, 0].tolist()),
+            gpu_memory_peak_bytes=tuple(int(peak) for peak in ranks[:, 1]),
+            train=splits[0],
+            validation=splits[1],
         )
+
+    def _read_split(
+        self, sums: Sums, seen: SamplesSeen, expected: SamplesSeen, ranks: tuple[RankShare, ...]
+    ) -> SplitRecord:
+        if sums[Totals.OVERLOOKED]:
+            raise TaskError(
+                f"the loss ignores {int(sums[Totals.OVERLOOKED])} targets (its ignore_index), so its mean is no mean "
+                "over samples; set TrainingTask.ignores_targets=True, or leave those samples out of the dataset"
+            )
+        metrics: dict[str, MetricTotals] = {}
+        matrices: dict[str, tuple[tuple[int, ...], ...]] = {}
+        start = Totals.FIXED
+        for name, metric in self._metrics.items():
+            reading = metric.read(sums[start : start + metric.slots])
+            start += metric.slots
+            metrics |= {full_name(name, suffix): totals for suffix, totals in reading.values.items()}
+            if reading.matrix is not None:
+                matrices[name] = reading.matrix
+        return SplitRecord(
+            loss_sum=float(sums[Totals.LOSS_SUM]),
+            loss_square_sum=float(sums[Totals.LOSS_SQUARE_SUM]),
+            weight_sum=float(sums[Totals.WEIGHT_SUM]),
+            weight_square_sum=float(sums[Totals.WEIGHT_SQUARE_SUM]),
+            samples_expected=expected.samples,
+            samples_seen=seen.samples,
+            checksum_expected=expected.checksum,
+            checksum_seen=seen.checksum,
+            nonfinite_samples=int(sums[Totals.NONFINITE]),
+            metrics=metrics,
+            matrices=matrices,
+            ranks=ranks,
+        )
+
+
+def full_name(name: str, suffix: str) -> str:
+    """Return how a record calls one number of a metric."""
+    return f"{name}_{suffix}" if suffix else name
+
+
+def metric_names(metrics: Mapping[str, SumMetric]) -> tuple[str, ...]:
+    """Return the names of all numbers that these metrics give."""
+    return tuple(
+        full_name(name, suffix)
+        for name, metric in metrics.items()
+        for suffix in metric.read(np.zeros(metric.slots)).values
+    )
+
+
+def _shares(shares: Sums, samples: Sums) -> tuple[RankShare, ...]:
+    """Return what each rank saw of a split, of loss and weight [ranks, 2] and samples [ranks]."""
+    return tuple(
+        RankShare(loss_sum=float(loss), weight_sum=float(weight), samples=int(seen))
+        for (loss, weight), seen in zip(shares, samples, strict=True)
+    )

@@ -1,4 +1,4 @@
-"""The training loop: a train pass, a validation pass, one reduction, then the same decisions on all ranks."""
+"""The training loop: train pass, validation pass, one reduction, then the same decisions on all ranks."""
 
 from __future__ import annotations
 
@@ -8,22 +8,39 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from curvewatch_workers.batches import BatchPlan, index_checksum, validation_shares
+from curvewatch_workers.batches import IndexCounter
+from curvewatch_workers.best import BestWeights, NoBestWeights
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
-from curvewatch_workers.contract import SPLITS, EpochFinished, EpochRecord, JobSpec, Outcome, Split
-from curvewatch_workers.data import Batch, ShareLoader
+from curvewatch_workers.contract import (
+    SPLITS,
+    EpochFinished,
+    EpochRecord,
+    JobSpec,
+    Outcome,
+    Split,
+    SplitRecord,
+    WorkerEvent,
+)
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper
+from curvewatch_workers.errors import TaskError, UserCodeError
+from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
+from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
-from curvewatch_workers.layout import EpochLayout, ExpectedSplit, GlobalEpoch, LeaderNotes, PassTotals
-from curvewatch_workers.metrics import SampleLoss, Totals
+from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, SamplesSeen, metric_names
+from curvewatch_workers.losses import Loss
+from curvewatch_workers.metrics.foreign import ForeignMetrics, split_metrics
+from curvewatch_workers.model import PreparedModel, batch_statistics, place, wrap
+from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.reporter import Reporter
 from curvewatch_workers.seeds import seed_from
+from curvewatch_workers.sources import Source, source_of
+from curvewatch_workers.step import OptimizerStep
 from curvewatch_workers.task import TrainingTask
+from curvewatch_workers.totals import Totals
 
 
 def utc_now() -> dt.datetime:
@@ -52,6 +69,9 @@ class Trainer:
         checkpoints: Where checkpoints are kept.
         reporter: Takes the epochs; on every rank but 0 it drops them.
         now: The clock of the records.
+
+    Raises:
+        TaskError: The task cannot be trained as the job asks.
     """
 
     def __init__(
@@ -68,24 +88,36 @@ class Trainer:
     ) -> None:
         self._run_id, self._attempt, self._spec, self._task = run_id, attempt, spec, task
         self._group, self._checkpoints, self._reporter, self._now = group, checkpoints, reporter, now
-        metrics = tuple(task.metrics)
-        self._metrics = tuple(task.metrics.values())
-        self._stopper = make_stopper(spec, metrics)
-        self._loss = SampleLoss(task.loss)
-        self._model = task.model.to(group.device)
-        self._samples = (_length(task.train), _length(task.validation))
-        self._plan = BatchPlan(
-            samples=self._samples[0],
-            global_batch_size=spec.training.global_batch_size,
-            seed=spec.training.seed,
-        )
-        self._layout = EpochLayout(metrics, group.world_size, *(_expected(n) for n in self._samples))
-        self._train_loader = self._loader(task.train)
-        self._validation_loader = self._loader(task.validation)
+        sums, foreign = split_metrics(task.metrics)
+        self._metrics = tuple(sums.values())
+        self._foreign: dict[Split, ForeignMetrics] = {
+            split: ForeignMetrics(foreign, group.device) for split in SPLITS
+        }
+        self._stopper = make_stopper(spec, (*metric_names(sums), *foreign))
+        self._best = BestWeights() if spec.policy.restores_best and group.rank == 0 else NoBestWeights()
+        self._loss = Loss(task.loss, ignores_targets=task.ignores_targets)
+        self._loss.to(group.device)
+        self._forward = Forward(self._loss, group, spec.training.precision)
+        self._model = place(task.model, spec.training, group)
+        train, validation = self._source("train"), self._source("validation")
+        self._sizes = (train.size, validation.size)
+        self._train_feed = train_feed(train, spec.training, group)
+        self._validation_feed = validation_feed(validation, spec.training, group)
+        self._layout = EpochLayout(sums, group.world_size)
+        self._step = OptimizerStep(self._model, task.optimizer, self._forward, group, spec)
         self._records: tuple[EpochRecord, ...] = ()
         self._checkpointed_at = -sys.float_info.max
         self.position = Position(0, "train", 0)
         """What is being done, for the report of an error."""
+
+    def probe(self) -> None:
+        """Try the model on the smallest share that this run will meet.
+
+        Raises:
+            TaskError: It cannot be trained on that; with a global batch size that works.
+        """
+        if isinstance(self._train_feed, MapTrainFeed):
+            require_smallest_share(self._model, self._forward, self._train_feed, self._group.world_size)
 
     def require_agreement(self) -> None:
         """Check that every rank trains the same metrics on datasets of the same size.
@@ -93,7 +125,7 @@ class Trainer:
         Raises:
             LayoutMismatchError: On every rank, when any two differ.
         """
-        self._layout.require_agreement(self._group)
+        self._layout.require_agreement(self._group, self._sizes)
 
     def resume(self) -> int:
         """Go on from the latest checkpoint, if there is one; return the last finished epoch, 0 without one."""
@@ -105,7 +137,10 @@ class Trainer:
         self._task.optimizer.load_state_dict(snapshot.optimizer)
         if self._task.scheduler is not None and snapshot.scheduler is not None:
             self._task.scheduler.load_state_dict(snapshot.scheduler)
+        if snapshot.scaler is not None:
+            self._step.scaler.load_state_dict(snapshot.scaler)
         self._stopper.restore(snapshot.stopper)
+        self._best.load(snapshot.best_model)
         self._records = snapshot.records
         # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
         for record in snapshot.records:
@@ -114,41 +149,51 @@ class Trainer:
 
     def run(self, *, after_epoch: int) -> Ending:
         """Train every epoch after the given one; return how the run ended."""
-        unused = self._spec.training.find_unused_parameters
-        model = self._group.wrap(self._model, find_unused_parameters=unused)
+        model = wrap(self._model, self._spec.training, self._group)
+        self._tell_of_batch_statistics()
         for epoch in range(after_epoch + 1, self._spec.training.epochs + 1):
-            # A replayed epoch draws the same numbers as the first time.
-            seed_from(self._spec.training.seed, epoch, self._group.rank)
             record, reduced = self._epoch(model, epoch)
             self._records += (record,)
             self._reporter.send(EpochFinished(record=record))
             self._step_schedule(record)
             plateau = self._stopper.should_stop(record)
-            ending = ending_after(record, self._spec, reduced.control, plateau)
-            self._maybe_checkpoint(record, reduced, last=ending is not None)
+            if self._stopper.is_best(record):
+                self._best.keep(self._model)
+            ending = ending_after(self._records, self._spec, reduced.control, plateau)
+            self._maybe_checkpoint(record, reduced, ending)
             if ending is not None:
                 return ending
         return Ending(
             outcome=Outcome.SUCCEEDED, reason=f"all {after_epoch} epochs were done before this attempt"
         )
 
-    def _epoch(self, model: nn.Module, epoch: int) -> tuple[EpochRecord, GlobalEpoch]:
+    def _epoch(self, model: PreparedModel, epoch: int) -> tuple[EpochRecord, GlobalEpoch]:
         started_at, clock = self._now(), time.perf_counter()
         if self._group.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._group.device)
-        train, learning_rate, gradient_norm = self._train_pass(model, epoch)
+        buffer = self._layout.empty(self._group.device)
+        # Before the seeding: a sampler draws the same on every rank, dropout does not.
+        expected: dict[Split, SamplesSeen] = {
+            "train": self._train_feed.expected(epoch),
+            "validation": self._validation_feed.expected(epoch),
+        }
+        # A replayed epoch draws the same numbers as the first time.
+        seed_from(self._spec.training.seed, epoch, self._group.rank)
+        train = self._train_pass(model, epoch, buffer)
         self._agree_on_buffers()
-        validation = self._validation_pass(epoch)
+        validation = self._validation_pass(model, epoch, buffer)
         notes = LeaderNotes(
             control=self._reporter.control(),
             checkpoint_allowed=time.monotonic() - self._checkpointed_at
             >= self._spec.checkpoints.min_interval_seconds,
-            gradient_norm=gradient_norm,
+            skipped_steps=self._step.skipped,
+            gradient_norm=self._step.gradient_norm,
         )
         seconds, gpu_memory = self._cost_since(clock)
-        buffer = self._layout.fill(self._group, notes, (train, validation), seconds, gpu_memory)
+        seen: dict[Split, SamplesSeen] = {"train": train, "validation": validation}
+        self._layout.fill(buffer, self._group, notes, seen, seconds, gpu_memory)
         self._group.all_reduce_sum(buffer)
-        reduced = self._layout.read(buffer)
+        reduced = self._layout.read(buffer, expected)
         record = EpochRecord(
             run_id=self._run_id,
             attempt=self._attempt,
@@ -157,77 +202,43 @@ class Trainer:
             started_at=started_at,
             # By the steady clock: the time of day may be set back in the middle of an epoch.
             finished_at=started_at + dt.timedelta(seconds=time.perf_counter() - clock),
-            learning_rate=learning_rate,
+            learning_rate=self._step.learning_rate,
             gradient_norm=reduced.gradient_norm,
+            skipped_steps=reduced.skipped_steps,
             rank_seconds=reduced.rank_seconds,
             gpu_memory_peak_bytes=reduced.gpu_memory_peak_bytes
             if self._group.device.type == "cuda"
             else None,
-            train=reduced.train,
-            validation=reduced.validation,
+            train=self._with_foreign("train", reduced.train),
+            validation=self._with_foreign("validation", reduced.validation),
         )
         return record, reduced
 
-    def _train_pass(self, model: nn.Module, epoch: int) -> tuple[PassTotals, float, Tensor]:
-        """Train on this rank's share of every global batch.
-
-        DDP averages the gradients of the ranks, so each rank's loss is the sum over its share times
-        world size / samples of the global batch: the average is then the gradient of the mean over that batch.
-        """
-        model.train()
-        optimizer, group = self._task.optimizer, self._group
-        totals, samples, checksum = self._new_totals(), 0, 0
-        learning_rate, gradient_norm = 0.0, torch.zeros((), device=group.device)
-        shares = lambda: self._plan.shares(epoch, group.rank, group.world_size)  # noqa: E731
-        batches = self._train_loader.batches(shares, seed=self._loader_seed(epoch, "train"))
+    def _train_pass(self, model: PreparedModel, epoch: int, buffer: Tensor) -> SamplesSeen:
+        """Train on this rank's share of every global batch."""
+        model.wrapped.train()
+        totals, counter = self._totals(buffer, "train"), IndexCounter()
+        self._step.begin_epoch()
         self.position = Position(epoch, "train", 0)
-        for step, batch in enumerate(batches):
-            losses = self._forward(model, batch, totals)
-            # The model's, not the optimizer's: a parameter that the optimizer leaves alone has a gradient too.
-            self._model.zero_grad(set_to_none=True)
-            scaled = losses.sum() * (group.world_size / self._plan.step_samples(step))
-            torch.autograd.backward(scaled)
-            if step == self._plan.steps - 1:
-                gradient_norm = _gradient_norm(self._model)
-                learning_rate = float(optimizer.param_groups[0]["lr"])
-            if self._spec.training.gradient_clip_norm is not None:
-                nn.utils.clip_grad_norm_(self._model.parameters(), self._spec.training.gradient_clip_norm)
-            optimizer.step()
+        for number, batch in enumerate(self._train_feed.steps(epoch), start=1):
+            self._step.take(model, batch, totals, counter)
             self._step_schedule(None)
-            samples += len(batch.indices)
-            checksum += index_checksum(batch.indices)
-            self.position = Position(epoch, "train", step + 1)
-        return PassTotals(totals=totals, samples=samples, checksum=checksum), learning_rate, gradient_norm
+            self.position = Position(epoch, "train", number)
+        totals.flush()
+        return SamplesSeen(samples=counter.samples, checksum=counter.checksum)
 
     @torch.inference_mode()
-    def _validation_pass(self, epoch: int) -> PassTotals:
+    def _validation_pass(self, model: PreparedModel, epoch: int, buffer: Tensor) -> SamplesSeen:
         """Measure this rank's shard on the unwrapped model: a DDP forward is a collective, and shards are uneven."""
-        self._model.eval()
-        group = self._group
-        totals, samples, checksum = self._new_totals(), 0, 0
-        batch_size = -(-self._spec.training.global_batch_size // group.world_size)
-        shares = lambda: validation_shares(self._samples[1], group.rank, group.world_size, batch_size)  # noqa: E731
-        batches = self._validation_loader.batches(shares, seed=self._loader_seed(epoch, "validation"))
+        model.module.eval()
+        totals, counter = self._totals(buffer, "validation"), IndexCounter()
         self.position = Position(epoch, "validation", 0)
-        for step, batch in enumerate(batches):
-            self._forward(self._model, batch, totals)
-            samples += len(batch.indices)
-            checksum += index_checksum(batch.indices)
-            self.position = Position(epoch, "validation", step + 1)
-        return PassTotals(totals=totals, samples=samples, checksum=checksum)
-
-    def _forward(self, model: nn.Module, batch: Batch, totals: Totals) -> Tensor:
-        """Return the losses of a batch, shape [batch], after adding them to the totals."""
-        half = self._spec.training.precision == "bf16"
-        try:
-            with torch.autocast(self._group.device.type, dtype=torch.bfloat16, enabled=half):
-                outputs = model(batch.inputs)
-        except Exception as error:
-            _explain_small_share(error, len(batch.indices), self._group.world_size)
-            raise
-        losses = self._loss(outputs, batch.targets)
-        totals.update(losses, self._loss.ignored(batch.targets), outputs, batch.targets)
-        return losses
+        for number, batch in enumerate(self._validation_feed.batches(epoch), start=1):
+            self._forward(model.validate, batch, totals)
+            counter.add(batch.indices)
+            self.position = Position(epoch, "validation", number)
+        totals.flush()
+        return SamplesSeen(samples=counter.samples, checksum=counter.checksum)
 
     def _agree_on_buffers(self) -> None:
         """Give every rank rank 0's buffers: BatchNorm's statistics differ by rank, and one model is measured."""
@@ -253,17 +264,21 @@ class Trainer:
         else:
             scheduler.step()
 
-    def _maybe_checkpoint(self, record: EpochRecord, reduced: GlobalEpoch, *, last: bool) -> None:
+    def _maybe_checkpoint(self, record: EpochRecord, reduced: GlobalEpoch, ending: Ending | None) -> None:
         due = record.epoch % self._spec.checkpoints.every_epochs == 0 and reduced.checkpoint_allowed
-        if not (due or last):
+        if not (due if ending is None else ending.keep):
             return
-        scheduler = self._task.scheduler
+        if ending is not None and ending.restore_best:
+            self._best.put_back(self._model)
+        scheduler, scaler = self._task.scheduler, self._step.scaler
         snapshot = Snapshot(
             epoch=record.epoch,
             model=self._model.state_dict(),
             optimizer=self._task.optimizer.state_dict(),
             scheduler=scheduler.state_dict() if scheduler is not None else None,
             stopper=self._stopper.state(),
+            scaler=scaler.state_dict() if scaler.is_enabled() else None,
+            best_model=self._best.state(),
             records=self._records,
         )
         self._checkpoints.save(record.epoch, snapshot.write, validation_loss=record.validation.loss)
@@ -277,43 +292,41 @@ class Trainer:
         torch.cuda.synchronize(device)
         return time.perf_counter() - clock, torch.cuda.max_memory_allocated(device)
 
-    def _loader(self, dataset: torch.utils.data.Dataset[object]) -> ShareLoader:
-        return ShareLoader(
-            dataset,
-            collate=self._task.collate,
-            workers=self._spec.training.data_workers,
-            device=self._group.device,
+    def _source(self, split: Split) -> Source:
+        training = self._spec.training
+        try:
+            return source_of(
+                split,
+                self._task.train if split == "train" else self._task.validation,
+                collate=self._task.collate,
+                data_workers=training.data_workers,
+                global_batch_size=training.global_batch_size,
+                parts=self._group.world_size * training.micro_batches,
+            )
+        except TaskError:
+            raise
+        except Exception as error:
+            raise UserCodeError(f"looking at TrainingTask.{split}", error) from error
+
+    def _totals(self, buffer: Tensor, split: Split) -> Totals:
+        return Totals(self._loss, self._metrics, self._layout.sums(buffer, split), self._foreign[split])
+
+    def _with_foreign(self, split: Split, record: SplitRecord) -> SplitRecord:
+        foreign = self._foreign[split].take()
+        return record.model_copy(update={"metrics": {**record.metrics, **foreign}}) if foreign else record
+
+    def _tell_of_batch_statistics(self) -> None:
+        """Say that BatchNorm's statistics depend on the number of workers."""
+        layers = batch_statistics(self._model)
+        if not layers or self._group.world_size == 1:
+            return
+        self._reporter.send(
+            WorkerEvent(
+                attempt=self._attempt,
+                time=self._now(),
+                reason="batch_statistics_per_rank",
+                message=f"{len(layers)} BatchNorm layers ({layers[0]}, ...) take their statistics from each worker's "
+                "share, and rank 0's are validated: the curve depends on the number of workers; set "
+                "training.sync_batchnorm on GPUs, or use GroupNorm",
+            )
         )
-
-    def _loader_seed(self, epoch: int, split: Split) -> tuple[int, ...]:
-        return (self._spec.training.seed, epoch, self._group.rank, SPLITS.index(split))
-
-    def _new_totals(self) -> Totals:
-        return Totals(self._metrics, self._group.device)
-
-
-def _length(dataset: object) -> int:
-    return len(dataset)  # type: ignore[arg-type]  # checked when the task was loaded
-
-
-def _expected(samples: int) -> ExpectedSplit:
-    chunk = 1_000_000
-    starts = range(0, samples, chunk)
-    checksum = sum(index_checksum(np.arange(start, min(start + chunk, samples))) for start in starts)
-    return ExpectedSplit(samples=samples, checksum=checksum)
-
-
-def _explain_small_share(error: Exception, samples: int, world_size: int) -> None:
-    """Say why a model that runs on one worker may fail on several."""
-    if samples <= 1 and world_size > 1:
-        error.add_note(
-            f"The model was called with a batch of {samples} samples: the last global batch of an epoch, split over "
-            f"{world_size} workers, leaves some with one sample or none. Use a global batch size that leaves a "
-            "larger rest, x.flatten(1) for x.view(len(x), -1), and GroupNorm or LayerNorm for BatchNorm."
-        )
-
-
-def _gradient_norm(model: nn.Module) -> Tensor:
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    return torch.nn.utils.get_total_norm(dense)

@@ -12,40 +12,46 @@ from pydantic import JsonValue
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from curvewatch_workers.contract import JobSpec
 from curvewatch_workers.errors import TaskError, UserCodeError
-from curvewatch_workers.metrics import Metric, SampleLossFunction, per_sample
+from curvewatch_workers.losses import Loss, LossFunction
+from curvewatch_workers.metrics import SumMetric
+from curvewatch_workers.metrics.foreign import AnyMetric
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
     """All that a user must write: returned by the callable that the job names.
 
-    Datasets are map-style (`__len__` and `__getitem__`) and give pairs (inputs, target). The model is called
+    Datasets are map-style (`__len__` and `__getitem__`) and give pairs (inputs, target), or triples with the
+    sample's weight in the loss; an IterableDataset must shard itself (`sources.ShardedIterable`). The model is called
     with the batch of inputs on the right device. The callable runs once in each worker, after torch was
     seeded, and must return the same model on each.
     """
 
     model: nn.Module
     """The model, on the CPU."""
-    train: Dataset[Any]
-    """Train samples, the same on each worker: the engine shares them out."""
-    validation: Dataset[Any]
+    train: Dataset[Any] | DataLoader[Any]
+    """Train samples, the same on each worker: the engine shares them out, also those of a DataLoader."""
+    validation: Dataset[Any] | DataLoader[Any]
     """Validation samples, the same on each worker."""
-    loss: nn.Module | SampleLossFunction
-    """A loss of torch.nn, or a callable that gives one loss for each sample, shape [batch]."""
+    loss: nn.Module | LossFunction
+    """A loss of torch.nn, or a callable that gives one loss for each sample, shape [batch], or (sum, weight)."""
     optimizer: Optimizer
     """An optimizer over the model's parameters."""
     scheduler: LRScheduler | ReduceLROnPlateau | None = None
     """Learning-rate schedule; ReduceLROnPlateau is given the global validation loss."""
     scheduler_step: Literal["epoch", "step"] = "epoch"
     """Whether the schedule moves after each epoch or after each optimizer step."""
-    metrics: Mapping[str, Metric] = field(default_factory=dict)
-    """Metrics by name, measured on both splits."""
+    metrics: Mapping[str, AnyMetric] = field(default_factory=dict)
+    """Metrics by name, measured on both splits; those of torchmetrics too."""
     collate: Callable[[Sequence[Any]], Any] | None = None
     """Makes a batch (inputs, targets) of a list of samples; torch's default without it."""
+    ignores_targets: bool = False
+    """Whether targets that the loss ignores occur although each sample has one target; of more targets a sample,
+    or an `ignore_index` other than torch's default, that is known."""
 
 
 def load_task(spec: JobSpec) -> TrainingTask:
@@ -121,9 +127,7 @@ def check_task(task: object, target: str) -> None:
         raise TaskError(
             f"TrainingTask.optimizer must be a torch optimizer, got {type(task.optimizer).__name__}"
         )
-    for split, dataset in (("train", task.train), ("validation", task.validation)):
-        _check_dataset(split, dataset)
-    per_sample(task.loss)
+    Loss(task.loss)
     _check_optimizer(task)
     _check_metrics(task.metrics)
 
@@ -160,24 +164,8 @@ def _check_metrics(metrics: object) -> None:
     for name, metric in metrics.items():
         if not isinstance(name, str) or not name.isidentifier():
             raise TaskError(f"metric name {name!r} must be letters, digits and `_`, as in 'top_5'")
-        if isinstance(metric, type) or not callable(metric):
+        if isinstance(metric, type) or not (callable(metric) or isinstance(metric, SumMetric)):
             raise TaskError(
-                f"metric {name!r} must be callable, got {metric!r}; write Accuracy(), not Accuracy"
+                f"metric {name!r} must be a metric, or a callable that gives one value for each sample, got "
+                f"{metric!r}; write Accuracy(), not Accuracy"
             )
-
-
-def _check_dataset(split: str, dataset: object) -> None:
-    if isinstance(dataset, DataLoader):
-        raise TaskError(
-            f"TrainingTask.{split} must be a dataset, got a DataLoader, whose batches cannot be shared out exactly; "
-            "pass its dataset, and its collate_fn as TrainingTask.collate"
-        )
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-        raise TaskError(
-            f"TrainingTask.{split} must be a map-style dataset with __len__ and __getitem__, got "
-            f"{type(dataset).__name__}; an iterable cannot be split over workers so that each sample counts once"
-        )
-    if not hasattr(dataset, "__len__"):
-        raise TaskError(f"TrainingTask.{split} ({type(dataset).__name__}) must have a length; define __len__")
-    if len(dataset) == 0:
-        raise TaskError(f"TrainingTask.{split} has zero samples; there is nothing to compute a loss from")

@@ -134,6 +134,7 @@ def _build(
             checkpoints=checkpoints,
             reporter=reporter,
         )
+        trainer.probe()
     except WorkersError as error:
         problem = _task_ending(error).model_dump_json()
     problem = group.first_problem(problem)

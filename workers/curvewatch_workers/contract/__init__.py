@@ -16,6 +16,7 @@ from curvewatch_workers.contract.messages import (
     WorkerJob,
 )
 from curvewatch_workers.contract.records import (
+    LARGEST_MATRIX,
     SPLITS,
     EpochRecord,
     MetricTotals,
@@ -30,12 +31,15 @@ from curvewatch_workers.contract.spec import (
     FaultToleranceSpec,
     JobSpec,
     MonitoringSpec,
+    PolicySpec,
+    Precision,
     ScalingSpec,
     TrainingSpec,
 )
 from curvewatch_workers.contract.spec_file import parse_job_spec, read_job_spec
 
 __all__ = [
+    "LARGEST_MATRIX",
     "SPLITS",
     "WORKER_JOB_VARIABLE",
     "AttemptStarted",
@@ -54,6 +58,8 @@ __all__ = [
     "MetricTotals",
     "MonitoringSpec",
     "Outcome",
+    "PolicySpec",
+    "Precision",
     "RankShare",
     "RunFinished",
     "RunLayout",

@@ -10,6 +10,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
+LARGEST_MATRIX = 100
+"""Most classes whose confusion matrix a record carries."""
+_LARGEST_EXPONENT = 709.0
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -23,17 +27,26 @@ class Record(BaseModel):
 
 
 class MetricTotals(Record):
-    """A metric before its division: the value is `total / count`."""
+    """A metric before its division: the value follows from `total / count`."""
 
     total: Finite
     """Sum over samples, in the metric's unit."""
-    count: Count
-    """What the total is divided by."""
+    count: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """What the total is divided by: samples, tokens or classes."""
+    form: Literal["ratio", "root", "exponential"] = "ratio"
+    """What is taken of the ratio: itself, its square root (RMSE) or its exponential (perplexity)."""
 
     @property
     def value(self) -> float:
-        """The metric, NaN when nothing was counted."""
-        return self.total / self.count if self.count else math.nan
+        """The metric; NaN when nothing was counted, infinite where a float64 cannot hold it."""
+        if not self.count:
+            return math.nan
+        ratio = self.total / self.count
+        if self.form == "root":
+            return math.sqrt(ratio)
+        if self.form == "exponential":
+            return math.exp(ratio) if ratio < _LARGEST_EXPONENT else math.inf
+        return ratio
 
 
 class RankShare(Record):
@@ -61,6 +74,8 @@ class SplitRecord(Record):
     """Weighted sum of their squares, for the standard error."""
     weight_sum: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     """Sum of the weights of the samples whose loss is finite; for plain losses their number."""
+    weight_square_sum: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Sum of the squares of these weights; null where every weight is 1."""
     samples_expected: Count
     """Samples of the dataset."""
     samples_seen: Count
@@ -73,6 +88,8 @@ class SplitRecord(Record):
     """Samples whose loss was NaN or infinite; they are not in the sums."""
     metrics: dict[str, MetricTotals] = Field(default_factory=dict)
     """Totals and counts of each metric, by name."""
+    matrices: dict[str, tuple[tuple[Count, ...], ...]] = Field(default_factory=dict)
+    """Confusion matrices by name: row the true class, column the predicted one."""
     ranks: tuple[RankShare, ...] = Field(min_length=1)
     """What each rank saw, in order of rank."""
 
@@ -85,13 +102,16 @@ class SplitRecord(Record):
     def standard_error(self) -> float:
         """Standard error of the mean loss, from the sum of squares; NaN below two samples.
 
-        NaN too for a loss whose square a float64 cannot hold.
+        Weights count as many samples as would have the same spread of the mean if they weighed the same
+        (Kish: Survey Sampling, 1965). NaN too for a loss whose square a float64 cannot hold.
         """
         square = self.loss * self.loss  # infinite where ** raises OverflowError
-        if self.weight_sum <= 1 or not math.isfinite(square):
+        weights = self.weight_sum if self.weight_square_sum is None else self.weight_square_sum
+        samples = self.weight_sum / weights * self.weight_sum if weights else 0.0
+        if samples <= 1 or not math.isfinite(square):
             return math.nan
         variance = self.loss_square_sum / self.weight_sum - square
-        return math.sqrt(max(variance, 0.0) / (self.weight_sum - 1))
+        return math.sqrt(max(variance, 0.0) / (samples - 1))
 
     @property
     def exact(self) -> bool:
@@ -133,6 +153,8 @@ class EpochRecord(Record):
     """Learning rate of the first parameter group at the last step of the epoch."""
     gradient_norm: float | None = None
     """L2 norm of the global gradient at the last optimizer step of the epoch, before clipping."""
+    skipped_steps: Count = 0
+    """Optimizer steps that were left out because their gradient was not finite."""
     rank_seconds: tuple[Finite, ...]
     """Seconds that each rank spent in both passes, in order of rank."""
     gpu_memory_peak_bytes: tuple[Count, ...] | None = None

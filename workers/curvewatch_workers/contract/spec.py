@@ -42,6 +42,9 @@ Whole = Annotated[int, Strict()]
 Printable = Annotated[str, AfterValidator(_printable)]
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
 class Spec(BaseModel):
     """Base of every part of a job: immutable, and a key that is not known is an error."""
 
@@ -66,14 +69,25 @@ class TrainingSpec(Spec):
     """Samples of one optimizer step, over all workers together."""
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     """Seed of initial weights, of the order of samples and of dropout."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of forward and backward; the sums behind the metrics are float64 in any case."""
+    micro_batches: Whole = Field(default=1, ge=1)
+    """Parts of a global batch whose gradients are added up before the step, to fit a large one into memory."""
+    precision: Precision = "fp32"
+    """Number format of forward and backward; the sums behind the metrics are float64 in any case. fp16 scales the
+    loss so that small gradients do not vanish."""
     gradient_clip_norm: float | None = Field(default=None, gt=0)
     """Largest L2 norm of the gradient of one step; null clips nothing."""
     data_workers: Whole = Field(default=0, ge=0, le=64)
     """Processes that load data, for each training worker; 0 loads in the worker itself."""
     find_unused_parameters: bool = False
     """Allow parameters that the loss of a step does not depend on; costs a walk over the graph at each step."""
+    compile: bool = False
+    """Compile the model with torch.compile: slow first steps, fast others."""
+    sync_batchnorm: bool = False
+    """Take BatchNorm's statistics over all workers, on GPUs; else each worker takes those of its share."""
+    channels_last: bool = False
+    """Lay model and inputs of four dimensions out with the channels last, which GPUs convolve faster."""
+    tf32: bool = False
+    """Let GPUs multiply fp32 matrices in TF32: faster, with 10 bits of mantissa."""
 
 
 class ScalingSpec(Spec):
@@ -120,6 +134,30 @@ class EarlyStoppingSpec(Spec):
     """Epochs without improvement after which the run stops."""
     min_delta: float = Field(default=0.0, ge=0)
     """Smallest change, in the number's own unit, that counts as an improvement."""
+    warmup_epochs: Whole = Field(default=0, ge=0)
+    """First epochs that patience does not count; the best of them still counts."""
+    restore_best: bool = False
+    """Put the weights of the best epoch back when the run stops early; every checkpoint then holds them too."""
+
+
+class PolicySpec(Spec):
+    """What is done about what the curve shows. What comes first here goes first when several apply."""
+
+    on_nonfinite: Literal["continue", "skip_step", "stop"] = "continue"
+    """What a loss or gradient that is NaN or infinite leads to: `continue` goes on, `skip_step` leaves the optimizer
+    step out (and reads one number from the device at each step), `stop` ends the run as failed at the end of the
+    epoch, without a checkpoint of it."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """Stop when a number stops improving; null trains all epochs."""
+    max_seconds: float | None = Field(default=None, gt=0)
+    """Stop after the epoch in which the training time of all epochs, of the slowest worker, reaches this."""
+    max_samples: Whole | None = Field(default=None, ge=1)
+    """Stop after the epoch in which the train samples of all epochs reach this."""
+
+    @property
+    def restores_best(self) -> bool:
+        """Whether the weights of the best epoch are put back when the run stops early."""
+        return self.early_stopping is not None and self.early_stopping.restore_best
 
 
 class FaultToleranceSpec(Spec):
@@ -152,8 +190,8 @@ class JobSpec(Spec):
     """What the run takes from the cluster."""
     checkpoints: CheckpointSpec = CheckpointSpec()
     """When a checkpoint is taken."""
-    early_stopping: EarlyStoppingSpec | None = None
-    """Stop early when a number stops improving; null trains all epochs."""
+    policy: PolicySpec = PolicySpec()
+    """What is done about what the curve shows."""
     fault_tolerance: FaultToleranceSpec = FaultToleranceSpec()
     """How often the run starts again after the death of a worker."""
     monitoring: MonitoringSpec = MonitoringSpec()
@@ -178,6 +216,6 @@ class JobSpec(Spec):
         """Epochs without a new best validation loss that the alerts of this run allow."""
         if self.monitoring.patience_epochs is not None:
             return self.monitoring.patience_epochs
-        if self.early_stopping is not None:
-            return self.early_stopping.patience
+        if self.policy.early_stopping is not None:
+            return self.policy.early_stopping.patience
         return max(3, round(self.training.epochs / 10))

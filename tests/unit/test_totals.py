@@ -1,0 +1,128 @@
+"""Sums of a pass: the same whether batches are summed one by one or many at a time."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curvewatch_workers.losses import BatchLoss, Loss
+from curvewatch_workers.metrics import F1, Accuracy, MeanSquaredError, SumMetric, as_sum_metric
+from curvewatch_workers.totals import Totals
+
+METRICS: tuple[SumMetric, ...] = (as_sum_metric(Accuracy()), F1(5))
+
+
+def new(loss: Loss, metrics: tuple[SumMetric, ...] = METRICS, device: str = "cpu") -> tuple[Totals, Tensor]:
+    sums = torch.zeros(Totals.slots(metrics), dtype=torch.float64, device=device)
+    return Totals(loss, metrics, sums), sums
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 5000])
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0])])
+def test_sums_are_those_of_all_samples(batch_size: int, weight: Tensor | None) -> None:
+    generator = torch.Generator().manual_seed(5)
+    outputs, targets = (
+        torch.randn(5000, 5, generator=generator),
+        torch.randint(0, 5, (5000,), generator=generator),
+    )
+    loss = Loss(nn.CrossEntropyLoss(weight=weight))
+    totals, sums = new(loss)
+
+    for rows in torch.split(torch.arange(5000), batch_size):
+        totals.add(loss(outputs[rows], targets[rows]), outputs[rows], targets[rows])
+    totals.flush()
+
+    each = nn.CrossEntropyLoss(weight=weight, reduction="none")(outputs, targets).double()
+    weights = torch.ones(5000).double() if weight is None else weight[targets].double()
+    truth = [
+        each.sum(),
+        (each.square() / weights).nan_to_num().sum(),
+        weights.sum(),
+        weights.square().sum(),
+        0,
+        0,
+    ]
+    assert sums[: Totals.FIXED].tolist() == pytest.approx([float(one) for one in truth], rel=1e-12)
+    right = (outputs.argmax(1) == targets).sum()
+    assert sums[Totals.FIXED : Totals.FIXED + 2].tolist() == [int(right), 5000]
+    assert sums[Totals.FIXED + 2 :].sum() == right + 2 * 5000
+
+
+def test_batches_of_other_shapes_are_not_mixed_up() -> None:
+    loss = Loss(nn.CrossEntropyLoss())
+    totals, sums = new(loss, ())
+    truth = 0.0
+    for length in (3, 3, 5, 2, 5):
+        outputs, targets = torch.randn(4, 6, length), torch.randint(0, 6, (4, length))
+        totals.add(loss(outputs, targets), outputs, targets)
+        truth += float(nn.CrossEntropyLoss(reduction="sum")(outputs.double(), targets))
+    totals.flush()
+
+    assert sums[Totals.LOSS_SUM] == pytest.approx(truth, rel=1e-6)
+    assert sums[Totals.WEIGHT_SUM] == 4 * (3 + 3 + 5 + 2 + 5)
+
+
+def test_what_is_not_finite_is_counted_apart() -> None:
+    totals, sums = new(Loss(nn.MSELoss()), ())
+    losses = torch.tensor([1.0, math.nan, -1e146, math.inf, 2.0], dtype=torch.float64)
+    totals.add(BatchLoss(losses, None), torch.zeros(5), torch.zeros(5))
+
+    assert sums.tolist() == [3.0, 5.0, 2.0, 2.0, 3.0, 0.0]
+
+
+def test_of_a_loss_for_the_whole_batch_all_samples_share_the_fate() -> None:
+    totals, sums = new(Loss(nn.MSELoss()), ())
+    for value in (6.0, math.nan):
+        totals.add(BatchLoss(torch.tensor(value), torch.tensor(3.0)), torch.zeros(5), torch.zeros(5))
+    totals.flush()
+
+    assert sums.tolist() == [6.0, 12.0, 3.0, 9.0, 5.0, 0.0]
+
+
+def test_sums_do_not_stall_where_half_precision_would() -> None:
+    totals, sums = new(Loss(nn.MSELoss()), ())
+    for _ in range(1000):
+        totals.add(BatchLoss(torch.ones(1, dtype=torch.bfloat16), None), torch.zeros(1), torch.zeros(1))
+    totals.flush()
+
+    assert sums[Totals.LOSS_SUM] == 1000
+
+
+def test_outputs_of_any_structure_are_given_to_the_metrics() -> None:
+    class Second:
+        def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return outputs[1] + targets
+
+    metrics = (as_sum_metric(Second()),)
+    totals, sums = new(Loss(nn.MSELoss()), metrics)
+    totals.add(BatchLoss(torch.zeros(3), None), (torch.zeros(3), torch.ones(3)), torch.ones(3))
+    totals.flush()
+
+    assert sums[Totals.FIXED :].tolist() == [6.0, 3.0]
+
+
+def test_adding_and_flushing_read_no_value() -> None:
+    """On the meta device there are no values: anything that reads one raises."""
+    loss = Loss(nn.CrossEntropyLoss())
+    totals, sums = new(loss, device="meta")
+    outputs, targets = torch.empty(8, 5, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
+    for _ in range(3):
+        totals.add(loss(outputs, targets), outputs, targets)
+    totals.flush()
+
+    assert sums.is_meta
+
+
+def test_sums_of_large_losses_stay_finite() -> None:
+    """What a diverging run in float64 passes through: each square is finite, their sum would not be."""
+    totals, sums = new(Loss(nn.MSELoss()), (as_sum_metric(MeanSquaredError()),))
+    losses = torch.logspace(100, 300, 2001, dtype=torch.float64)
+    totals.add(BatchLoss(losses, None), losses, torch.zeros(2001, dtype=torch.float64))
+    totals.flush()
+
+    assert sums.isfinite().all()
+    assert sums[Totals.NONFINITE] + sums[Totals.WEIGHT_SUM] == 2001
+    assert sums[Totals.NONFINITE] > 0

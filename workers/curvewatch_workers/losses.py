@@ -1,0 +1,187 @@
+"""The user's loss as a weighted sum over samples and the weight that it is divided by.
+
+The loss that is reported and the loss that is optimised are both the sum of the weighted losses over the sum of the
+weights, over all ranks: the mean that torch computes over one batch, taken over the global one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from curvewatch_workers.errors import TaskError
+
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
+_BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
+_DEFAULT_IGNORED = -100
+
+
+class LossFunction(Protocol):
+    """A loss before its division."""
+
+    def __call__(self, outputs: Tensor, targets: Tensor, /) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the losses of a batch.
+
+        One value, or one row of values, for each sample, shape [batch, ...], each weighing the same; or a pair
+        (weighted losses, weights) of two such tensors; or a pair (sum, weight) of two scalars.
+        """
+
+
+class BatchLoss(NamedTuple):
+    """The loss of a batch before its division."""
+
+    sums: Tensor
+    """Weighted loss of each sample, shape [batch], with its gradient; or of the whole batch, shape []."""
+    weights: Tensor | None
+    """Their weights, the same shape; None where each sample weighs 1, which needs no look at the data."""
+
+
+class Loss:
+    """What the user returned as a loss.
+
+    Args:
+        loss: A loss of torch.nn, or a `LossFunction`.
+        ignores_targets: Look for `ignore_index` in targets of one class a sample too; targets of more are
+            always looked through.
+
+    Raises:
+        TaskError: It cannot be taken apart into samples.
+    """
+
+    def __init__(self, loss: object, *, ignores_targets: bool = False) -> None:
+        self._loss, self._sum_rows = _unreduced(loss)
+        self._by_class = isinstance(loss, _BY_CLASS)
+        self._class_weights: Tensor | None = getattr(loss, "weight", None) if self._by_class else None
+        self._ignore_index: int = getattr(loss, "ignore_index", _DEFAULT_IGNORED)
+        explicit = self._by_class and self._ignore_index != _DEFAULT_IGNORED
+        self._weighted = ignores_targets or explicit or self._class_weights is not None
+
+    def to(self, device: torch.device) -> None:
+        """Move what the loss holds, such as class weights, to a device."""
+        if isinstance(self._loss, nn.Module):
+            self._loss.to(device)
+        if self._class_weights is not None:
+            self._class_weights = self._class_weights.to(device)
+
+    def __call__(self, outputs: Tensor, targets: Tensor, sample_weights: Tensor | None = None) -> BatchLoss:
+        """Return the loss of a batch.
+
+        Args:
+            outputs: What the model returned.
+            targets: What it should have, shape [batch, ...].
+            sample_weights: Weight of each sample, shape [batch]; None weighs them equally.
+
+        Raises:
+            TaskError: The loss does not give what a `LossFunction` must.
+        """
+        if isinstance(self._loss, _ELEMENTWISE) and outputs.shape != targets.shape:
+            raise TaskError(
+                f"{type(self._loss).__name__} compares outputs of shape {tuple(outputs.shape)} with targets of "
+                f"shape {tuple(targets.shape)}, which torch would stretch to each other; make the shapes equal"
+            )
+        if isinstance(outputs, Tensor) and outputs.dtype in (torch.float16, torch.bfloat16):
+            outputs = outputs.float()
+        returned = self._loss(outputs, targets)
+        if isinstance(returned, tuple):
+            made = _pair(returned, targets)
+        else:
+            _require_rows(returned, outputs, targets)
+            made = self._of_rows(returned, targets)
+        return made if sample_weights is None else _weigh(made, sample_weights)
+
+    def overlooked(self, targets: Tensor) -> Tensor | None:
+        """Count the targets that the loss left out while each sample was to weigh 1, as a scalar that is not read.
+
+        None when there can be none.
+        """
+        if not self._by_class or self._weighted or targets.dim() != 1 or targets.is_floating_point():
+            return None
+        return (targets == self._ignore_index).sum()
+
+    def _of_rows(self, losses: Tensor, targets: Tensor) -> BatchLoss:
+        # Losses of classes given as probabilities leave none out, and torch divides them by the batch.
+        if not self._by_class or targets.is_floating_point():
+            if losses.dim() == 1:
+                return BatchLoss(losses, None)
+            return BatchLoss(_rows(losses).sum(dim=1) if self._sum_rows else _rows(losses).mean(dim=1), None)
+        if targets.dim() == 1 and not self._weighted:
+            return BatchLoss(losses, None)
+        kept = targets != self._ignore_index
+        if self._class_weights is None:
+            weights = kept.to(losses.dtype)
+        else:
+            weights = torch.where(kept, self._class_weights[torch.where(kept, targets, 0)], 0.0)
+        return BatchLoss(_rows(losses).sum(dim=1), _rows(weights).sum(dim=1))
+
+
+def _unreduced(loss: object) -> tuple[LossFunction, bool]:
+    """Return the loss without its reduction over the batch, and whether a sample's values add up."""
+    if not callable(loss):
+        raise TaskError(f"TrainingTask.loss must be callable, got {type(loss).__name__}")
+    if isinstance(loss, nn.CTCLoss):
+        raise TaskError(
+            "CTCLoss needs lengths beside outputs and targets; wrap it in a function (outputs, targets) that "
+            "returns one loss for each sample, or (sum, weight)"
+        )
+    reduction = getattr(loss, "reduction", None)
+    if reduction is None:
+        return loss, False
+    if reduction not in ("mean", "none", "sum", "batchmean"):
+        raise TaskError(
+            f"{type(loss).__name__} has reduction={reduction!r}; use 'mean', 'sum' or 'none', or wrap it in a "
+            "function that returns one loss for each sample"
+        )
+    unreduced = copy.copy(loss)
+    unreduced.reduction = "none"  # type: ignore[attr-defined]
+    return unreduced, reduction in ("sum", "batchmean")
+
+
+def _rows(values: Tensor) -> Tensor:
+    """Return the values of each sample as a row: [batch, ...] to [batch, values]."""
+    return values.flatten(start_dim=1) if values.dim() > 1 else values.unsqueeze(1)
+
+
+def _pair(returned: tuple[Tensor, ...], targets: Tensor) -> BatchLoss:
+    """Check and take what a loss returned as (sums, weights)."""
+    shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in returned]
+    if (
+        len(returned) != 2
+        or shapes[0] != shapes[1]
+        or (returned[0].dim() and len(returned[0]) != len(targets))
+    ):
+        raise TaskError(
+            f"a loss that returns a tuple must return (sum, weight), as scalars or both of shape [batch, ...]; "
+            f"for a batch of {len(targets)} it returned {shapes}"
+        )
+    sums, weights = returned[0], returned[1].detach()
+    if sums.dim() == 0:
+        return BatchLoss(sums, weights)
+    return BatchLoss(_rows(sums).sum(dim=1), _rows(weights).sum(dim=1))
+
+
+def _require_rows(losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
+    if losses.dim() == 0 or len(losses) != len(targets):
+        raise TaskError(
+            f"the loss must give one value for each sample: for a batch of {len(targets)} it gave shape "
+            f"{tuple(losses.shape)}; use a loss of torch.nn, return the losses of the samples unreduced, or return "
+            "(sum, weight)"
+        )
+    if losses.numel() > max(outputs.numel(), targets.numel()):
+        raise TaskError(
+            f"the loss gave {losses.numel()} values for outputs of shape {tuple(outputs.shape)} and targets of "
+            f"shape {tuple(targets.shape)}, which torch stretched to each other; make the shapes equal"
+        )
+
+
+def _weigh(loss: BatchLoss, sample_weights: Tensor) -> BatchLoss:
+    if sample_weights.shape != loss.sums.shape:
+        raise TaskError(
+            f"a batch's sample weights must have shape {tuple(loss.sums.shape)}, one for each sample whose loss is "
+            f"known; got {tuple(sample_weights.shape)}"
+        )
+    sample_weights = sample_weights.to(loss.sums.dtype)
+    weights = sample_weights if loss.weights is None else loss.weights * sample_weights
+    return BatchLoss(loss.sums * sample_weights, weights)

@@ -1,0 +1,108 @@
+"""Tries a model on the smallest share that it will meet, before the first epoch."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from curvewatch_workers.batches import BatchPlan
+from curvewatch_workers.data import Batch
+from curvewatch_workers.errors import TaskError
+from curvewatch_workers.feeds import MapTrainFeed
+from curvewatch_workers.forward import Forward
+
+_LARGEST_TRIED = 2
+
+
+def require_smallest_share(model: nn.Module, forward: Forward, feed: MapTrainFeed, world_size: int) -> None:
+    """Check that the model can be trained on the smallest share of an epoch.
+
+    Args:
+        model: The model, placed but unwrapped: nothing here is a collective.
+        forward: Runs a batch.
+        feed: Gives the first samples.
+        world_size: Number of ranks.
+
+    Raises:
+        TaskError: It cannot; with a global batch size that works.
+    """
+    plan = feed.plan(feed.expected(1).samples)
+    smallest = plan.smallest_share(world_size)
+    if smallest >= _LARGEST_TRIED:
+        return
+    try:
+        batch = feed.trial(_LARGEST_TRIED)
+    except Exception:  # noqa: BLE001 - the user's dataset; the first step shows it with its place
+        return
+    trouble = _trouble(model, forward, first_rows(batch, smallest))
+    if trouble is None:
+        return
+    works = next(
+        (
+            rows
+            for rows in range(smallest + 1, batch.samples + 1)
+            if _trouble(model, forward, first_rows(batch, rows)) is None
+        ),
+        None,
+    )
+    # Where it fails whatever the size, the first step will show how, with the user's own traceback.
+    if works is not None:
+        raise TaskError(_message(trouble, smallest, works, plan, world_size)) from trouble
+
+
+def first_rows(batch: Batch, rows: int) -> Batch:
+    """Return the first rows of a batch."""
+    cut = torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor[:rows], batch.inputs)
+    weights = batch.weights if batch.weights is None else batch.weights[:rows]
+    return Batch(cut, batch.targets[:rows], batch.indices[:rows], weights)
+
+
+def _trouble(model: nn.Module, forward: Forward, batch: Batch) -> Exception | None:
+    """Return what a train step raises; leaves buffers, gradients and random numbers as they were."""
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    devices = [batch.targets.device] if batch.targets.device.type == "cuda" else []
+    model.train()
+    try:
+        with torch.random.fork_rng(devices):
+            outputs = forward.outputs(model, batch)
+            torch.autograd.backward(forward.loss(outputs, batch).sums.sum())
+    except Exception as error:  # noqa: BLE001 - whatever the user's model raises
+        return error
+    finally:
+        model.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return None
+
+
+def _message(trouble: Exception, smallest: int, works: int, plan: BatchPlan, world_size: int) -> str:
+    parts = world_size * plan.micro_batches
+    size = _size_that_works(plan, works * parts)
+    what = f"{smallest} sample{'s' if smallest != 1 else ''}"
+    remedy = (
+        f"training.global_batch_size {size} leaves each worker {works} or more"
+        if size is not None
+        else f"{plan.samples} samples are too few for {parts} workers or micro-batches: take fewer"
+    )
+    return (
+        f"the model cannot be trained on {what}, which is the smallest share of a global batch: {plan.samples} samples "
+        f"in global batches of {plan.global_batch_size} over {world_size} workers and {plan.micro_batches} "
+        f"micro-batches ({type(trouble).__name__}: {trouble}); {remedy}, or let the model take such a batch "
+        "(x.flatten(1) for x.view(len(x), -1), GroupNorm for BatchNorm)"
+    )
+
+
+def _size_that_works(plan: BatchPlan, least: int) -> int | None:
+    """Return the global batch size nearest to the plan's whose last step has at least so many samples."""
+
+    def works(size: int) -> bool:
+        return size >= least and (plan.samples % size or size) >= least
+
+    asked = plan.global_batch_size
+    for distance in range(max(asked, plan.samples)):
+        for size in (asked - distance, asked + distance):
+            if 1 <= size <= plan.samples and works(size):
+                return size
+    return None
