@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from curvewatch_service.errors import CodeBundleError, TooLargeError
+from curvewatch_workers.contract import CodeSpec
 
 LEFT_OUT = frozenset(
     {
@@ -257,7 +258,7 @@ def _too_many(count: int, limits: CodeLimits, *, what: str = "files") -> str:
     )
 
 
-def require_task_module(names: Collection[str], task: str, *, installed_known: bool) -> None:
+def require_task_module(names: Collection[str], code: CodeSpec, *, installed_known: bool) -> None:
     """Check that the module of a task is there, as far as that can be known without running the code.
 
     A module is taken if it is in the folder. If not even its top-level package is, it may be installed
@@ -265,13 +266,13 @@ def require_task_module(names: Collection[str], task: str, *, installed_known: b
 
     Args:
         names: Files of the code folder.
-        task: `module:callable`.
+        code: The job's code; its task or loop names the module.
         installed_known: Whether the workers run in the environment of this process.
 
     Raises:
         CodeBundleError: There is no such module; names the closest.
     """
-    module = task.partition(":")[0]
+    module = code.entry.partition(":")[0]
     base, top = module.replace(".", "/"), module.partition(".")[0]
     if f"{base}.py" in names or f"{base}/__init__.py" in names:
         return
@@ -287,7 +288,7 @@ def require_task_module(names: Collection[str], task: str, *, installed_known: b
     else:
         hint = "it holds no Python file at all; check code.working_dir"
     raise CodeBundleError(
-        f"code.task: there is no {base}.py or {base}/__init__.py in the code folder; {hint}"
+        f"{code.entry_field}: there is no {base}.py or {base}/__init__.py in the code folder; {hint}"
     )
 
 

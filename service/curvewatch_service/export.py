@@ -134,7 +134,9 @@ def run_samples(snapshot: Snapshot, *, cluster: str) -> list[Sample]:
 def _facts(run: Run, cluster: str) -> Iterator[Sample]:
     spec = run.spec
     free = {f"label_{key}": value for key, value in spec.labels.items()}
-    yield Sample(series.RUN_INFO, 1, {"owner": run.owner, "cluster": cluster, "task": spec.code.task, **free})
+    yield Sample(
+        series.RUN_INFO, 1, {"owner": run.owner, "cluster": cluster, "task": spec.code.entry, **free}
+    )
     for state in RunState:
         yield Sample(series.RUN_STATE, state is run.state, {"state": state.label})
     yield Sample(series.EPOCH, run.epoch, {})

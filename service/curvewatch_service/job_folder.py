@@ -52,15 +52,16 @@ def _code_problems(spec: JobSpec, code: Path) -> Iterator[SpecProblem]:
             f"(looked for {code})",
         )
         return
-    module, _, name = spec.code.task.partition(":")
+    module, _, name = spec.code.entry.partition(":")
     try:
-        require_task_module(_names(code), spec.code.task, installed_known=True)
+        require_task_module(_names(code), spec.code, installed_known=True)
     except CodeBundleError as error:
-        yield SpecProblem(path="code.task", message=f"{str(error).removeprefix('code.task: ')} (in {code})")
+        message = str(error).removeprefix(f"{spec.code.entry_field}: ")
+        yield SpecProblem(path=spec.code.entry_field, message=f"{message} (in {code})")
         return
     source = _source_of(module, code)
     if source is not None:
-        yield from _callable_problems(module, name, source)
+        yield from _callable_problems(spec.code.entry_field, module, name, source)
 
 
 def _source_of(module: str, code: Path) -> Path | None:
@@ -76,22 +77,20 @@ def _names(code: Path) -> list[str]:
     return [path.relative_to(code).as_posix() for path in code.rglob("*.py")]
 
 
-def _callable_problems(module: str, name: str, source: Path) -> Iterator[SpecProblem]:
+def _callable_problems(field: str, module: str, name: str, source: Path) -> Iterator[SpecProblem]:
     try:
         tree = ast.parse(source.read_bytes(), filename=str(source))
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         where = f"{source}, line {line}" if line else str(source)
-        yield SpecProblem(
-            path="code.task", message=f"module {module!r} is not valid Python: {error} ({where})"
-        )
+        yield SpecProblem(path=field, message=f"module {module!r} is not valid Python: {error} ({where})")
         return
     names = set(_top_level_names(tree.body))
     # After a star import, or with a module `__getattr__`, any name may be there.
     if name not in names and not names & {"*", "__getattr__"}:
         known = sorted(node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef))
         hint = _suggestion(name, known, "it defines no function")
-        yield SpecProblem(path="code.task", message=f"{source.name} has no {name!r}; {hint}")
+        yield SpecProblem(path=field, message=f"{source.name} has no {name!r}; {hint}")
 
 
 def _top_level_names(body: list[ast.stmt]) -> Iterator[str]:

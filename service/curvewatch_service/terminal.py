@@ -141,7 +141,7 @@ def run_facts(run: RunView) -> Table:
         ("run", run.run_id),
         ("state", Text.assemble((run.state, STATE_STYLES.get(run.state, "")), f"  {run.reason}")),
         ("epoch", f"{run.epoch} of {run.epochs_planned}"),
-        ("task", run.spec.code.task),
+        ("task", run.spec.code.entry),
         ("workers", asked),
         ("owner", run.owner),
         ("created", when(run.created_at)),

@@ -136,7 +136,7 @@ def test_every_example_is_a_valid_job(project_root: Path) -> None:
         spec = read_job_spec(job)
         code = list(job.parent.glob("*.py"))
         assert len(code) == 1, f"{job.parent} should hold one Python file"
-        assert spec.code.task.split(":")[0] == code[0].stem
+        assert spec.code.entry.split(":")[0] == code[0].stem
         assert len(code[0].read_text().splitlines()) < 60
 
 

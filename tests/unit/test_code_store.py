@@ -15,6 +15,7 @@ import pytest
 
 from curvewatch_service.code import CodeLimits, CodeStore, require_task_module, zip_folder
 from curvewatch_service.errors import CodeBundleError, TooLargeError
+from curvewatch_workers.contract import CodeSpec
 
 
 def _folder(root: Path) -> Path:
@@ -211,7 +212,7 @@ def test_limits_are_named_with_what_was_found(tmp_path: Path) -> None:
 )
 def test_a_module_that_is_there_or_may_be_is_taken(task: str, installed_known: bool) -> None:
     names = ("digits.py", "jobs/other.py", "package/__init__.py")
-    require_task_module(names, task, installed_known=installed_known)
+    require_task_module(names, CodeSpec(task=task), installed_known=installed_known)
 
 
 @pytest.mark.parametrize(
@@ -233,4 +234,4 @@ def test_a_module_that_is_nowhere_is_refused_with_a_hint(
     names: tuple[str, ...], task: str, installed_known: bool, hint: str
 ) -> None:
     with pytest.raises(CodeBundleError, match=hint):
-        require_task_module(names, task, installed_known=installed_known)
+        require_task_module(names, CodeSpec(task=task), installed_known=installed_known)

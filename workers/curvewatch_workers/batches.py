@@ -58,14 +58,19 @@ class BatchPlan:
                 micro = _part(batch, part, self.micro_batches)
                 yield _part(micro, rank, world_size)
 
-    def smallest_share(self, world_size: int) -> int:
-        """Return the samples of the smallest share that any rank gets in an epoch."""
-        smallest_step = self.step_samples(self.steps - 1)
-        return smallest_step // self.micro_batches // world_size
+    def share_sizes(self, world_size: int) -> set[int]:
+        """Return every number of samples that a share has in an epoch on any rank."""
+        steps = {self.step_samples(0), self.step_samples(self.steps - 1)}
+        micro = set().union(*(_part_sizes(samples, self.micro_batches) for samples in steps))
+        return set().union(*(_part_sizes(samples, world_size) for samples in micro))
 
 
 def _part(indices: Indices, number: int, parts: int) -> Indices:
     return indices[len(indices) * number // parts : len(indices) * (number + 1) // parts]
+
+
+def _part_sizes(samples: int, parts: int) -> set[int]:
+    return {samples // parts, -(-samples // parts)}
 
 
 def validation_shares(order: Indices, rank: int, world_size: int, batch_size: int) -> Iterator[Indices]:

@@ -22,7 +22,6 @@ from curvewatch_workers.contract import (
     JobSpec,
     Outcome,
     Split,
-    SplitRecord,
     WorkerEvent,
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper
@@ -209,8 +208,8 @@ class Trainer:
             gpu_memory_peak_bytes=reduced.gpu_memory_peak_bytes
             if self._group.device.type == "cuda"
             else None,
-            train=self._with_foreign("train", reduced.train),
-            validation=self._with_foreign("validation", reduced.validation),
+            train=self._foreign["train"].added_to(reduced.train),
+            validation=self._foreign["validation"].added_to(reduced.validation),
         )
         return record, reduced
 
@@ -310,10 +309,6 @@ class Trainer:
 
     def _totals(self, buffer: Tensor, split: Split) -> Totals:
         return Totals(self._loss, self._metrics, self._layout.sums(buffer, split), self._foreign[split])
-
-    def _with_foreign(self, split: Split, record: SplitRecord) -> SplitRecord:
-        foreign = self._foreign[split].take()
-        return record.model_copy(update={"metrics": {**record.metrics, **foreign}}) if foreign else record
 
     def _tell_of_batch_statistics(self) -> None:
         """Say that BatchNorm's statistics depend on the number of workers."""

@@ -84,13 +84,19 @@ class Loss:
             )
         if isinstance(outputs, Tensor) and outputs.dtype in (torch.float16, torch.bfloat16):
             outputs = outputs.float()
-        returned = self._loss(outputs, targets)
-        if isinstance(returned, tuple):
-            made = _pair(returned, targets)
-        else:
-            _require_rows(returned, outputs, targets)
-            made = self._of_rows(returned, targets)
+        made = self.of(self._loss(outputs, targets), outputs, targets)
         return made if sample_weights is None else _weigh(made, sample_weights)
+
+    def of(self, returned: Tensor | tuple[Tensor, Tensor], outputs: Tensor, targets: Tensor) -> BatchLoss:
+        """Return the loss of a batch, given what the function returned for it.
+
+        Raises:
+            TaskError: That is not what a `LossFunction` must return.
+        """
+        if isinstance(returned, tuple):
+            return _pair(returned, targets)
+        _require_rows(returned, outputs, targets)
+        return self._of_rows(returned, targets)
 
     def overlooked(self, targets: Tensor) -> Tensor | None:
         """Count the targets that the loss left out while each sample was to weigh 1, as a scalar that is not read.

@@ -13,7 +13,8 @@ from curvewatch_workers.errors import TaskError
 from curvewatch_workers.feeds import MapTrainFeed
 from curvewatch_workers.forward import Forward
 
-_LARGEST_TRIED = 2
+_SURE = 2
+"""Samples that every model takes that takes any."""
 
 
 def require_smallest_share(model: nn.Module, forward: Forward, feed: MapTrainFeed, world_size: int) -> None:
@@ -29,27 +30,20 @@ def require_smallest_share(model: nn.Module, forward: Forward, feed: MapTrainFee
         TaskError: It cannot; with a global batch size that works.
     """
     plan = feed.plan(feed.expected(1).samples)
-    smallest = plan.smallest_share(world_size)
-    if smallest >= _LARGEST_TRIED:
+    small = sorted(size for size in plan.share_sizes(world_size) if size < _SURE)
+    if not small:
         return
     try:
-        batch = feed.trial(_LARGEST_TRIED)
+        batch = feed.trial(_SURE)
     except Exception:  # noqa: BLE001 - the user's dataset; the first step shows it with its place
         return
-    trouble = _trouble(model, forward, first_rows(batch, smallest))
-    if trouble is None:
-        return
-    works = next(
-        (
-            rows
-            for rows in range(smallest + 1, batch.samples + 1)
-            if _trouble(model, forward, first_rows(batch, rows)) is None
-        ),
-        None,
-    )
-    # Where it fails whatever the size, the first step will show how, with the user's own traceback.
-    if works is not None:
-        raise TaskError(_message(trouble, smallest, works, plan, world_size)) from trouble
+    troubles = {rows: _trouble(model, forward, first_rows(batch, rows)) for rows in range(batch.samples + 1)}
+    works = next((rows for rows in reversed(troubles) if troubles[rows] is not None), -1) + 1
+    failing = next((size for size in small if troubles.get(size) is not None), None)
+    # Where the largest fails too, the first step will show how, with the user's own traceback.
+    if failing is not None and works in troubles:
+        trouble = troubles[failing]
+        raise TaskError(_message(trouble, failing, works, plan, world_size)) from trouble
 
 
 def first_rows(batch: Batch, rows: int) -> Batch:
@@ -77,19 +71,20 @@ def _trouble(model: nn.Module, forward: Forward, batch: Batch) -> Exception | No
     return None
 
 
-def _message(trouble: Exception, smallest: int, works: int, plan: BatchPlan, world_size: int) -> str:
+def _message(trouble: Exception | None, failing: int, works: int, plan: BatchPlan, world_size: int) -> str:
     parts = world_size * plan.micro_batches
     size = _size_that_works(plan, works * parts)
-    what = f"{smallest} sample{'s' if smallest != 1 else ''}"
+    what = f"{failing} sample{'s' if failing != 1 else ''}"
     remedy = (
         f"training.global_batch_size {size} leaves each worker {works} or more"
         if size is not None
         else f"{plan.samples} samples are too few for {parts} workers or micro-batches: take fewer"
     )
     return (
-        f"the model cannot be trained on {what}, which is the smallest share of a global batch: {plan.samples} samples "
-        f"in global batches of {plan.global_batch_size} over {world_size} workers and {plan.micro_batches} "
-        f"micro-batches ({type(trouble).__name__}: {trouble}); {remedy}, or let the model take such a batch "
+        f"the model cannot be trained on {what}, which is what some worker gets of a global batch: "
+        f"{plan.samples} samples in global batches of {plan.global_batch_size} over {world_size} workers "
+        f"and {plan.micro_batches} micro-batches ({type(trouble).__name__}: {trouble}); "
+        f"{remedy}, or let the model take such a batch "
         "(x.flatten(1) for x.view(len(x), -1), GroupNorm for BatchNorm)"
     )
 

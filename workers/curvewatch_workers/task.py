@@ -54,6 +54,18 @@ class TrainingTask:
     or an `ignore_index` other than torch's default, that is known."""
 
 
+def load_entry(spec: JobSpec) -> Callable[..., Any]:
+    """Import what the job's code names and check that it takes the job's params.
+
+    Raises:
+        TaskError: It is missing or does not take them.
+        UserCodeError: Importing it raised.
+    """
+    entry = _import(spec.code.entry_field, spec.code.entry)
+    _check_params(spec.code.entry, entry, spec.params)
+    return entry
+
+
 def load_task(spec: JobSpec) -> TrainingTask:
     """Import the job's callable, call it with the job's params and check what it returns.
 
@@ -61,29 +73,28 @@ def load_task(spec: JobSpec) -> TrainingTask:
         TaskError: The callable is missing or does not take the params, or its task cannot be trained.
         UserCodeError: The user's code raised.
     """
-    build = _import(spec.code.task)
-    _check_params(spec.code.task, build, spec.params)
+    build, target = load_entry(spec), spec.code.entry
     try:
         task = build(**spec.params)
     except (Exception, SystemExit) as error:
-        raise UserCodeError(f"{spec.code.task}()", error) from error
+        raise UserCodeError(f"{target}()", error) from error
     try:
-        check_task(task, spec.code.task)
+        check_task(task, target)
     except TaskError:
         raise
     except Exception as error:
-        raise UserCodeError(f"looking at the task of {spec.code.task}()", error) from error
-    return task
+        raise UserCodeError(f"looking at the task of {target}()", error) from error
+    return cast("TrainingTask", task)
 
 
-def _import(target: str) -> Callable[..., TrainingTask]:
+def _import(field: str, target: str) -> Callable[..., Any]:
     module_name, name = target.split(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise TaskError(
-                f"code.task names the module {module_name!r}, which is not in the code folder; "
+                f"{field} names the module {module_name!r}, which is not in the code folder; "
                 "name a file of the folder, without .py"
             ) from error
         raise UserCodeError(f"importing {module_name}", error) from error
@@ -95,12 +106,12 @@ def _import(target: str) -> Callable[..., TrainingTask]:
             n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module_name
         )
         raise TaskError(
-            f"code.task names {name!r}, but the module {module_name!r} has no such callable; it has: {known or 'none'}"
+            f"{field} names {name!r}, but the module {module_name!r} has no such callable; it has: {known or 'none'}"
         )
-    return cast("Callable[..., TrainingTask]", build)
+    return cast("Callable[..., Any]", build)
 
 
-def _check_params(target: str, build: Callable[..., TrainingTask], params: Mapping[str, JsonValue]) -> None:
+def _check_params(target: str, build: Callable[..., Any], params: Mapping[str, JsonValue]) -> None:
     try:
         signature = inspect.signature(build)
     except ValueError:

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from curvewatch_workers.checkpoint import Checkpoints
-from curvewatch_workers.contract import AttemptStarted, Outcome, RunLayout, WorkerJob
+from curvewatch_workers.contract import AttemptStarted, Control, Outcome, RunLayout, WorkerJob
 from curvewatch_workers.errors import (
     LayoutMismatchError,
     UserCodeError,
@@ -21,10 +21,12 @@ from curvewatch_workers.errors import (
 )
 from curvewatch_workers.group import Group
 from curvewatch_workers.loop import Position, Trainer, utc_now
+from curvewatch_workers.meter import MeterRun, metering
 from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.seeds import seed_from
-from curvewatch_workers.task import load_task
+from curvewatch_workers.task import load_entry, load_task
 
+_OUTCOMES = {Control.STOP: Outcome.STOPPED, Control.PAUSE: Outcome.PAUSED}
 logger = logging.getLogger(__name__)
 
 
@@ -89,6 +91,8 @@ def _train(
     attempt: int,
     layout: RunLayout,
 ) -> WorkerEnding:
+    if job.spec.code.loop is not None:
+        return _run_own_loop(job, group, reporter, attempt, layout)
     position = Position(0, "train", 0)
     trainer: Trainer | None = None
     try:
@@ -111,6 +115,44 @@ def _train(
         _keep_failure(layout, job.submission, attempt, group.rank, position, error)
         raise
     return WorkerEnding(outcome=ending.outcome, reason=ending.reason)
+
+
+def _run_own_loop(
+    job: WorkerJob, group: Group, reporter: Reporter, attempt: int, layout: RunLayout
+) -> WorkerEnding:
+    """Call the user's own training function; its meters tell the epochs."""
+    run = MeterRun(
+        run_id=job.run_id, attempt=attempt, epochs=job.spec.training.epochs, reporter=reporter, group=group
+    )
+    seed_from(job.spec.training.seed, 0, group.rank)
+    loop: Callable[..., object] | None = None
+    problem: str | None = None
+    try:
+        loop = load_entry(job.spec)
+    except WorkersError as error:
+        problem = _task_ending(error).model_dump_json()
+    problem = group.first_problem(problem)
+    if problem is not None or loop is None:
+        return WorkerEnding.model_validate_json(problem or "")
+    reporter.send(
+        AttemptStarted(
+            attempt=attempt, submission=job.submission, world_size=group.world_size, time=utc_now()
+        )
+    )
+    try:
+        with metering(run):
+            loop(**job.spec.params)
+    except Exception as error:
+        _keep_failure(
+            layout, job.submission, attempt, group.rank, Position(run.last_epoch + 1, "train", 0), error
+        )
+        raise
+    outcome = (
+        _OUTCOMES.get(run.control, Outcome.SUCCEEDED) if run.last_epoch < job.spec.training.epochs else None
+    )
+    return WorkerEnding(
+        outcome=outcome or Outcome.SUCCEEDED, reason=f"the loop has returned after epoch {run.last_epoch}"
+    )
 
 
 def _build(

@@ -63,7 +63,7 @@ def submit(request: Request, user: CurrentUser, upload: Annotated[Upload, Depend
     spec = parse_job_spec(upload.spec, source="job.yaml")
     unchecked = _require_fit(services, spec)
     require_task_module(
-        services.code.names(upload.code), spec.code.task, installed_known=services.settings.embedded
+        services.code.names(upload.code), spec.code, installed_known=services.settings.embedded
     )
     run = _create(services, spec, owner=user.name, code_hash=services.code.put(upload.code))
     if unchecked is not None:

@@ -13,6 +13,7 @@ from pydantic import (
     Strict,
     StringConstraints,
     field_validator,
+    model_validator,
 )
 
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
@@ -56,8 +57,30 @@ class CodeSpec(Spec):
 
     working_dir: Printable = "."
     """Folder that is shipped to the cluster, relative to the job file."""
-    task: Annotated[str, StringConstraints(pattern=TASK_PATTERN)]
-    """`module:callable`; called with `params` as keyword arguments, returns a `TrainingTask`."""
+    task: Annotated[str, StringConstraints(pattern=TASK_PATTERN)] | None = None
+    """`module:callable`; called with `params` as keyword arguments, returns a `TrainingTask`; this or `loop`."""
+    loop: Annotated[str, StringConstraints(pattern=TASK_PATTERN)] | None = None
+    """`module:function`; called with `params` on each worker, trains by itself and tells its numbers to an
+    `EpochMeter`."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> CodeSpec:
+        if (self.task is None) is (self.loop is None):
+            raise ValueError(
+                "must name either task (a callable that returns a TrainingTask) or loop (a function that trains by "
+                f"itself), and {'neither' if self.task is None else 'both'} is there"
+            )
+        return self
+
+    @property
+    def entry(self) -> str:
+        """The `module:name` that is called, whichever it is."""
+        return self.task or self.loop or ""
+
+    @property
+    def entry_field(self) -> str:
+        """The field that names it."""
+        return "code.task" if self.task is not None else "code.loop"
 
 
 class TrainingSpec(Spec):

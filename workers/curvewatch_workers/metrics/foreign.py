@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from curvewatch_workers.contract import MetricTotals
+from curvewatch_workers.contract import MetricTotals, SplitRecord
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.metrics.protocol import Metric, SumMetric, as_sum_metric
 
@@ -53,12 +53,17 @@ class ForeignMetrics:
             for metric in self._metrics.values():
                 metric.update(outputs, targets)
 
-    def take(self) -> dict[str, MetricTotals]:
-        """Return the numbers over all ranks and forget the batches. Collective.
+    def added_to(self, record: SplitRecord) -> SplitRecord:
+        """Return the record with the numbers of these metrics over all ranks, and forget the batches. Collective.
 
         Raises:
             TaskError: A metric is not one number.
         """
+        if not self._metrics:
+            return record
+        return record.model_copy(update={"metrics": {**record.metrics, **self._take()}})
+
+    def _take(self) -> dict[str, MetricTotals]:
         taken = {}
         for name, metric in self._metrics.items():
             value = torch.as_tensor(metric.compute())

@@ -1,0 +1,112 @@
+"""A model that cannot take the smallest share is refused before it trains, with a batch size that works."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curvewatch_workers.batches import BatchPlan
+from curvewatch_workers.checkpoint import NoCheckpoints
+from curvewatch_workers.errors import TaskError
+from curvewatch_workers.loop import Trainer
+from curvewatch_workers.probe import _size_that_works
+from curvewatch_workers.task import TrainingTask
+from curvewatch_workers.testing import FakeGroup, RecordingReporter
+from engine_support import make_spec, make_task
+
+
+class Views(nn.Module):
+    """Cannot take zero rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(inputs.view(len(inputs), -1))
+        return outputs
+
+
+def batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
+
+
+def task_of(model: nn.Module, samples: int) -> TrainingTask:
+    return make_task(samples=samples, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def probe(task: TrainingTask, *, world_size: int, **training: object) -> None:
+    Trainer(
+        run_id="toy",
+        attempt=1,
+        spec=make_spec(**training),
+        task=task,
+        group=FakeGroup(world_size=world_size),
+        checkpoints=NoCheckpoints(),
+        reporter=RecordingReporter(),
+    ).probe()
+
+
+@pytest.mark.parametrize(
+    ("model", "samples", "training", "rows", "works"),
+    [
+        # 50 = 3 * 16 + 2: on three workers somebody has none of the last two.
+        (Views(), 50, {}, 0, 1),
+        (batch_norm(), 50, {}, 1, 2),
+        (batch_norm(), 51, {}, 1, 2),
+        (batch_norm(), 50, {"micro_batches": 2}, 1, 2),
+    ],
+)
+def test_the_message_names_a_batch_size_that_works(
+    model: nn.Module, samples: int, training: dict[str, object], rows: int, works: int
+) -> None:
+    with pytest.raises(TaskError, match=f"cannot be trained on {rows} sample") as refused:
+        probe(task_of(model, samples), world_size=3, **training)
+
+    size = int(str(refused.value).split("training.global_batch_size ")[1].split()[0])
+    assert f"leaves each worker {works} or more" in str(refused.value)
+    plan = BatchPlan(
+        samples=samples, global_batch_size=size, micro_batches=int(str(training.get("micro_batches", 1)))
+    )
+    assert min(plan.share_sizes(3)) >= works
+    probe(task_of(model, samples), world_size=3, **{**training, "global_batch_size": size})
+
+
+def test_too_few_samples_for_any_batch_size() -> None:
+    with pytest.raises(TaskError, match="3 samples are too few for 2 workers"):
+        probe(task_of(batch_norm(), 3), world_size=2)
+
+
+def test_a_model_that_takes_any_share_passes_unchanged() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 3))
+    torch.manual_seed(3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+
+    probe(task_of(model, 50), world_size=3)
+
+    torch.manual_seed(3)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_probe_leaves_batch_norms_statistics_alone() -> None:
+    model = batch_norm()
+
+    probe(task_of(model, 52), world_size=2, global_batch_size=48)
+
+    statistics = model.state_dict()["1.running_mean"]
+    assert not statistics.any()
+    assert int(model.state_dict()["1.num_batches_tracked"]) == 0
+
+
+def test_what_fails_on_any_batch_is_left_to_the_first_step() -> None:
+    probe(task_of(nn.Sequential(nn.Linear(5, 3)), 50), world_size=3)
+
+
+def test_the_nearest_size_is_found_for_large_data_at_once() -> None:
+    plan = BatchPlan(samples=100_000_001, global_batch_size=100)
+
+    assert _size_that_works(plan, 8) is not None
