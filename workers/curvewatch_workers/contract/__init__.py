@@ -31,6 +31,7 @@ from curvewatch_workers.contract.spec import (
     JobSpec,
     MonitoringSpec,
     ScalingSpec,
+    TrackerName,
     TrainingSpec,
 )
 from curvewatch_workers.contract.spec_file import parse_job_spec, read_job_spec
@@ -62,6 +63,7 @@ __all__ = [
     "SpecProblem",
     "Split",
     "SplitRecord",
+    "TrackerName",
     "TrainingSpec",
     "WorkerEvent",
     "WorkerJob",
