@@ -55,15 +55,16 @@ def build(lr):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> WorkerJob:
-    """Train until the failure, then to the end from the checkpoint of epoch 2."""
+    """Train on one rank until the failure, then on two to the end, from the checkpoint of epoch 2."""
     folder = tmp_path_factory.mktemp("tracked")
     (folder / "tracked.py").write_text(USERS_FILE)
     (folder / "job.yaml").write_text(JOB)
     output = folder / "out"
-    command = [sys.executable, "-m", "curvewatch_workers.torchrun", str(folder), "--output", str(output)]
+    arguments = ["curvewatch_workers.torchrun", str(folder), "--output", str(output), "--device", "cpu"]
+    two_ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     first, second = (
         subprocess.run(
-            [*command, "--device", "cpu", *more],
+            [sys.executable, "-m", *command],
             capture_output=True,
             text=True,
             check=False,
@@ -71,7 +72,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> WorkerJob:
             cwd=folder,
             env=plain_environment(tmp_path_factory.getbasetemp()),
         )
-        for more in ([], ["--resume"])
+        for command in (arguments, [*two_ranks, *arguments, "--resume"])
     )
     assert "the disk went away" in first.stderr
     assert (second.returncode, second.stdout.count("epoch ")) == (0, 3), second.stdout + second.stderr
@@ -100,6 +101,7 @@ def test_each_tracker_shows_what_the_records_say(tracker: str, job: WorkerJob) -
 
     assert [epoch for epoch, _ in curve] == [1, 2, 3, 4, 5]
     assert [values["attempt"] for _, values in curve] == [1, 1, 2, 2, 2]
+    assert [values["world_size"] for _, values in curve] == [1, 1, 2, 2, 2]
     for epoch, values in curve:
         record = records[epoch]
         assert same(values["train/loss"], record.train.loss)

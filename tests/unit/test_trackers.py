@@ -230,6 +230,32 @@ def test_a_table_takes_a_number_that_only_later_epochs_have(
     assert ["gradient_norm" in values for _, values in curve] == [False, True, True]
 
 
+def test_odd_params_are_shown_too(tmp_path: Path, environment: dict[str, str]) -> None:
+    params = {"sizes": {"a@b": 1, "c d": "caf\udce9"}, "flag": True, "empty": {}, "long": "x" * 9000}
+    job = make_job(tmp_path, *TRACKERS, params=params)
+
+    reporter = run_attempt(job, 1, environment, trained=[epoch(1, 1)])
+
+    assert events(reporter) == []
+    shown = mlflow_run(folder_of(job)).data.params
+    assert (shown["params.sizes.a_b"], shown["params.flag"]) == ("1", "True")
+    assert shown["params.sizes.c d"] == "caf\\udce9"
+    assert shown["params.long"] == "x" * 6000
+
+
+def test_a_metric_named_as_a_number_of_ours_keeps_its_place(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    job, record = make_job(tmp_path, "jsonl"), epoch(1, 1)
+    metrics = {"loss": record.train.metrics["accuracy"]}
+    named_loss = record.model_copy(update={"train": record.train.model_copy(update={"metrics": metrics})})
+
+    run_attempt(job, 1, environment, trained=[named_loss])
+
+    ((_, values),) = read_curve("jsonl", job)
+    assert (values["train/loss"], values["train/metric_loss"]) == (1.125, 0.25)
+
+
 @pytest.mark.parametrize(
     ("variables", "found"),
     [

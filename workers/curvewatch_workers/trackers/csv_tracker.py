@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from curvewatch_workers.trackers.files import append_line, rewrite_lines, write_settings
 from curvewatch_workers.trackers.points import Point
@@ -17,35 +17,37 @@ class CsvTracker:
     def __init__(self, run: TrackedRun) -> None:
         self._run = run
         self._path = run.folder / "epochs.csv"
-        self._curve: list[Point] = []
         self._columns: list[str] = []
 
     def rewrite(self, curve: Sequence[Point]) -> None:
         """Write the file anew."""
-        self._curve = list(curve)
-        # A task that was changed between two starts may measure something else: a cell of a metric it lacks is empty.
-        self._columns = ["epoch", "finished_at", *dict.fromkeys(key for one in curve for key in one.values)]
-        header = [_line(self._columns)] if curve else []
         write_settings(self._run.folder, self._run.spec)
-        rewrite_lines(self._path, [*header, *(self._row(point) for point in curve)])
+        self._write([_cells(point) for point in curve])
 
     def append(self, point: Point) -> None:
-        """Append a row; with a column that is new, write the file anew."""
-        self._curve.append(point)
-        if set(point.values) <= set(self._columns):
-            append_line(self._path, self._row(point))
-        else:
-            self.rewrite(self._curve)
+        """Append a row; with a number that has no column yet, write the file anew."""
+        cells = _cells(point)
+        if cells.keys() <= set(self._columns):
+            append_line(self._path, self._line(cells))
+            return
+        with self._path.open(encoding="utf-8", newline="") as file:
+            before = list(csv.DictReader(file))
+        self._write([*before, cells])
 
     def close(self) -> None:
         """Do nothing: each row is in the file already."""
 
-    def _row(self, point: Point) -> str:
-        cells = {"epoch": point.epoch, "finished_at": point.time.isoformat(), **point.values}
-        return _line(cells.get(column, "") for column in self._columns)
+    def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
+        # A task that was changed between two starts may measure something else: the cells of what it lacks are empty.
+        self._columns = list(dict.fromkeys(column for row in rows for column in row))
+        header = [self._line({column: column for column in self._columns})] if rows else []
+        rewrite_lines(self._path, [*header, *(self._line(row) for row in rows)])
+
+    def _line(self, row: Mapping[str, object]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerow(row)
+        return text.getvalue()
 
 
-def _line(cells: Iterable[object]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()
+def _cells(point: Point) -> dict[str, object]:
+    return {"epoch": point.epoch, "finished_at": point.time.isoformat(), **point.values}

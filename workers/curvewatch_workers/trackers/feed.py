@@ -8,14 +8,11 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from curvewatch_workers.contract import AttemptStarted, EpochFinished, IngestMessage
-from curvewatch_workers.errors import printable
-from curvewatch_workers.trackers.points import Point, point_of
+from curvewatch_workers.contract import AttemptStarted, EpochFinished, EpochRecord, IngestMessage
+from curvewatch_workers.trackers.points import point_of
 from curvewatch_workers.trackers.tracker import Tracker
 
 logger = logging.getLogger(__name__)
-
-_LONGEST_ERROR = 1000
 
 
 class Feed:
@@ -28,7 +25,7 @@ class Feed:
     Args:
         name: The tracker's name.
         tracker: Shows the curve.
-        tell: Takes the first error, as one sentence.
+        tell: Takes the first error, in words.
         superseded: Whether a later attempt has started, which the tracker now belongs to.
     """
 
@@ -37,7 +34,7 @@ class Feed:
     ) -> None:
         self.name = name
         self._tracker, self._tell, self._superseded = tracker, tell, superseded
-        self._curve: dict[int, Point] = {}
+        self._curve: dict[int, EpochRecord] = {}
         self._started = self._failed = False
         self._queue: queue.SimpleQueue[IngestMessage | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"curvewatch-{name}", daemon=True)
@@ -71,19 +68,17 @@ class Feed:
         except Exception as error:
             logger.exception("Tracker %s failed", self.name, extra={"action": "tracker_failed"})
             if not self._failed:
-                text = " ".join(str(error).split())[:_LONGEST_ERROR]
-                self._tell(printable(f"tracker {self.name} failed with {type(error).__name__}: {text}"))
+                self._tell(f"tracker {self.name} failed with {type(error).__name__}: {error}")
             self._failed = True
 
     def _take(self, message: IngestMessage) -> None:
         if isinstance(message, EpochFinished):
-            point = point_of(message.record)
-            self._curve[point.epoch] = point
+            self._curve[message.record.epoch] = message.record
             if self._started and not self._failed:
-                self._tracker.append(point)
+                self._tracker.append(point_of(message.record))
         elif isinstance(message, AttemptStarted):
             self._started = True
             self._rewrite()
 
     def _rewrite(self) -> None:
-        self._tracker.rewrite([self._curve[epoch] for epoch in sorted(self._curve)])
+        self._tracker.rewrite([point_of(self._curve[epoch]) for epoch in sorted(self._curve)])

@@ -94,12 +94,14 @@ def _params(run: TrackedRun) -> Iterator[tuple[str, str]]:
     """Return the job's settings; its labels are tags."""
     for name, value in flat_settings(run.spec).items():
         if not name.startswith("labels."):
-            yield name, str(value)
+            yield _name(name), str(value)
 
 
 def _metrics(point: Point) -> list[Metric]:
     time = round(point.time.timestamp() * 1000)
-    return [
-        Metric(_REFUSED_IN_NAMES.sub("_", name), float(value), time, point.epoch)
-        for name, value in point.values.items()
-    ]
+    return [Metric(_name(name), float(value), time, point.epoch) for name, value in point.values.items()]
+
+
+def _name(name: str) -> str:
+    """Return a name that MLflow takes."""
+    return _REFUSED_IN_NAMES.sub("_", name)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from curvewatch_workers.contract import SPLITS, EpochRecord, JobSpec, SplitRecord
+from curvewatch_workers.errors import printable
 
 Scalar = str | int | float | bool
 
@@ -75,4 +76,4 @@ def _flat(path: str, value: JsonValue) -> Iterator[tuple[str, Scalar]]:
     elif isinstance(value, list):
         yield path, json.dumps(value)
     elif value is not None:
-        yield path, value
+        yield path, printable(value) if isinstance(value, str) else value

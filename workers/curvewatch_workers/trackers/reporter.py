@@ -23,6 +23,8 @@ from curvewatch_workers.trackers.tracker import FLUSH_SECONDS, TrackedRun, Track
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_EVENT = 1000
+
 
 class TrackingReporter:
     """Passes every message on, and gives it to the trackers.
@@ -42,12 +44,10 @@ class TrackingReporter:
     def add(self, name: str, make: Callable[[], Tracker], superseded: Callable[[], bool]) -> None:
         """Make a tracker and feed it; one that cannot be made is told and left out."""
         try:
-            tracker = make()
+            self._feeds.append(Feed(name, make(), self._tell, superseded))
         except Exception as error:
             logger.exception("Tracker %s cannot be used", name, extra={"action": "tracker_failed"})
-            self._tell(printable(f"tracker {name} cannot be used: {error}"))
-            return
-        self._feeds.append(Feed(name, tracker, self._tell, superseded))
+            self._tell(f"tracker {name} cannot be used: {error}")
 
     def send(self, message: IngestMessage) -> None:
         """Take a message; returns at once."""
@@ -72,12 +72,13 @@ class TrackingReporter:
         self._inner.close()
 
     def _tell(self, what: str) -> None:
+        one_line = printable(" ".join(what.split()))
         self._inner.send(
             WorkerEvent(
                 attempt=self._attempt,
                 time=dt.datetime.now(dt.UTC),
                 reason="tracker_failed",
-                message=f"{what[:4000]}; the run goes on without it",
+                message=f"{one_line[:_LONGEST_EVENT]}; the run goes on without it",
             )
         )
 

@@ -30,7 +30,7 @@ class WandbTracker:
 
     def rewrite(self, curve: Sequence[Point]) -> None:
         """Start the run, write the curve, then remove the files of earlier attempts."""
-        self.close()
+        self._finish()
         run = self._wandb = self._start()
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")
@@ -49,6 +49,13 @@ class WandbTracker:
 
     def close(self) -> None:
         """End the run; what a service did not take in time stays in the files, for `wandb sync`."""
+        self._finish()
+        # The library's service still writes when `finish` returns, and may be killed with the worker. Without a run
+        # of the user's it is ours to end.
+        if wandb.run is None:
+            wandb.teardown()
+
+    def _finish(self) -> None:
         run, self._wandb = self._wandb, None
         if run is not None:
             run.finish()
