@@ -75,7 +75,8 @@ def run_attempt(
 ) -> RecordingReporter:
     """Send what a worker sends: the checkpoint's epochs, its start, then each epoch that it trains."""
     inner = RecordingReporter()
-    reporter = tracked(job, attempt, inner, environment)
+    # Long: a machine that does much else must not decide what a test sees.
+    reporter = tracked(job, attempt, inner, environment, flush_seconds=200)
     for record in checkpoint:
         reporter.send(EpochFinished(record=record))
     reporter.send(
@@ -97,7 +98,12 @@ def events(reporter: RecordingReporter) -> list[str]:
 
 def read_curve(name: str, job: WorkerJob) -> Curve:
     """Read the curve that a tracker shows."""
-    return _READERS[name](RunLayout(job.storage_path, job.run_id).tracking)
+    return read_tracking(name, RunLayout(job.storage_path, job.run_id).tracking)
+
+
+def read_tracking(name: str, folder: Path) -> Curve:
+    """Read the curve that a tracker shows, from the run's folder of trackers."""
+    return _READERS[name](folder)
 
 
 def _read_csv(folder: Path) -> Curve:

@@ -66,7 +66,8 @@ class Feed:
             if not self._superseded():
                 action()
         except Exception as error:
-            logger.exception("Tracker %s failed", self.name, extra={"action": "tracker_failed"})
+            # Told in one sentence; where in the library it happened is for whoever looks for it.
+            logger.debug("Tracker %s", self.name, exc_info=True, extra={"action": "tracker_traceback"})
             if not self._failed:
                 self._tell(f"tracker {self.name} failed with {type(error).__name__}: {error}")
             self._failed = True

@@ -46,7 +46,7 @@ class TrackingReporter:
         try:
             self._feeds.append(Feed(name, make(), self._tell, superseded))
         except Exception as error:
-            logger.exception("Tracker %s cannot be used", name, extra={"action": "tracker_failed"})
+            logger.debug("Tracker %s", name, exc_info=True, extra={"action": "tracker_traceback"})
             self._tell(f"tracker {name} cannot be used: {error}")
 
     def send(self, message: IngestMessage) -> None:
@@ -72,18 +72,22 @@ class TrackingReporter:
         self._inner.close()
 
     def _tell(self, what: str) -> None:
-        one_line = printable(" ".join(what.split()))
+        message = f"{printable(' '.join(what.split()))[:_LONGEST_EVENT]}; the run goes on without it"
+        logger.warning("%s", message, extra={"action": "tracker_failed"})
+        now = dt.datetime.now(dt.UTC)
         self._inner.send(
-            WorkerEvent(
-                attempt=self._attempt,
-                time=dt.datetime.now(dt.UTC),
-                reason="tracker_failed",
-                message=f"{one_line[:_LONGEST_EVENT]}; the run goes on without it",
-            )
+            WorkerEvent(attempt=self._attempt, time=now, reason="tracker_failed", message=message)
         )
 
 
-def tracked(job: WorkerJob, attempt: int, reporter: Reporter, environment: Mapping[str, str]) -> Reporter:
+def tracked(
+    job: WorkerJob,
+    attempt: int,
+    reporter: Reporter,
+    environment: Mapping[str, str],
+    *,
+    flush_seconds: float = FLUSH_SECONDS,
+) -> Reporter:
     """Return a reporter that also feeds the job's trackers; the reporter itself when the job has none.
 
     Libraries are imported here, before training: a process that loads data must not be forked in the middle of an
@@ -94,12 +98,13 @@ def tracked(job: WorkerJob, attempt: int, reporter: Reporter, environment: Mappi
         attempt: The attempt.
         reporter: Rank 0's reporter of the attempt.
         environment: The process's environment variables.
+        flush_seconds: Longest wait for the trackers when the reporter is closed.
     """
     if not job.spec.track:
         return reporter
     layout = RunLayout(job.storage_path, job.run_id)
     successor = layout.attempts / f"{attempt + 1:06d}"
-    tracking = TrackingReporter(reporter, attempt)
+    tracking = TrackingReporter(reporter, attempt, flush_seconds=flush_seconds)
     for name in job.spec.track:
         tracking.add(name, partial(_make, name, job, layout, environment), successor.exists)
     return tracking

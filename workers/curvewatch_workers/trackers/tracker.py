@@ -12,7 +12,7 @@ from typing import Protocol
 from curvewatch_workers.contract import JobSpec
 from curvewatch_workers.trackers.points import Point
 
-FLUSH_SECONDS = 15.0
+FLUSH_SECONDS = 30.0
 """Longest wait for a tracker at the end of an attempt."""
 _LONGEST_ID = 64
 
