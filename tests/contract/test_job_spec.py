@@ -72,6 +72,9 @@ def test_every_error_is_told_at_once_with_its_path() -> None:
             "training.epochs",
             "valid integer, got True",
         ),
+        ({"track": ["csv", "comet"]}, "track.1", "input should be 'tensorboard', 'wandb', 'mlflow'"),
+        ({"track": ["csv", "wandb", "csv"]}, "track", "'csv' stands twice; name each tracker once"),
+        ({"track": "csv"}, "track", "must be a list, as in `[a, b]`, got 'csv'"),
         ({"scaling": {"cpus_per_worker": math.nan}}, "scaling.cpus_per_worker", "finite"),
     ],
 )

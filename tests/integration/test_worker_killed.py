@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from curvewatch_workers.contract import RunLayout
 from ray_support import ServiceProcess, until
+from tracker_support import read_tracking
 
 CODE = """
 import os, time
@@ -51,7 +53,7 @@ def make_job(project_root: Path, tmp_path: Path) -> Callable[[], tuple[Path, Pat
         (job / "job.yaml").write_text(
             f"name: slow\ncode: {{task: 'slow:build'}}\nparams: {{folder: {pids}}}\n"
             "training: {epochs: 15, global_batch_size: 64}\nscaling: {workers: 2}\n"
-            "checkpoints: {min_interval_seconds: 0.5}\n"
+            "checkpoints: {min_interval_seconds: 0.5}\ntrack: [tensorboard, wandb, csv]\n"
         )
         return job, pids
 
@@ -79,6 +81,11 @@ def test_a_killed_worker_costs_no_epoch_and_counts_none_twice(
     assert [epoch.epoch for epoch in epochs] == list(range(1, 16))
     assert {epoch.attempt for epoch in epochs} == {1, 2}
     assert all(epoch.train.receipt.exact and epoch.validation.receipt.exact for epoch in epochs)
+    tracking = RunLayout(service.data_dir / "runs", run_id).tracking
+    for tracker in ("tensorboard", "wandb", "csv"):
+        shown = [(epoch, values["attempt"]) for epoch, values in read_tracking(tracker, tracking)]
+        assert shown == [(epoch.epoch, epoch.attempt) for epoch in epochs], tracker
+    assert "tracker_failed" not in events
     labels = f'{{run="slow",run_id="{run_id}"}}'
     assert f"curvewatch_samples_total{labels} {1436.0 * 15}" in metrics
     assert f"curvewatch_worker_restarts_total{labels} 1.0" in metrics

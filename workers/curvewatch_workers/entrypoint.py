@@ -24,6 +24,7 @@ from curvewatch_workers.errors import printable
 from curvewatch_workers.group import group_of_process
 from curvewatch_workers.loop import utc_now
 from curvewatch_workers.reporter import reporter_for
+from curvewatch_workers.trackers import tracked
 from curvewatch_workers.worker import WorkerEnding, last_failure, run_worker
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,9 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         job,
         group_of_process(ray.train.torch.get_device()),
         RayCheckpoints(),
-        lambda attempt: reporter_for(job, f"attempt-{attempt:06d}"),
+        lambda attempt: tracked(
+            job, attempt, reporter_for(job, f"attempt-{attempt:06d}"), environment=os.environ
+        ),
     )
     return ending.model_dump(mode="json")
 

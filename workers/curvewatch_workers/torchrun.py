@@ -27,6 +27,7 @@ from curvewatch_workers.contract import (
     read_job_spec,
 )
 from curvewatch_workers.reporter import Reporter, reporter_for
+from curvewatch_workers.trackers import tracked
 from curvewatch_workers.worker import WorkerEnding, run_worker
 
 
@@ -74,7 +75,10 @@ def run_job(job: WorkerJob, working_dir: Path, *, gpu: bool) -> WorkerEnding:
             job,
             group,
             FolderCheckpoints(layout.root, rank=group.rank, keep=job.spec.checkpoints.keep),
-            lambda attempt: PrintingReporter(reporter_for(job, f"attempt-{attempt:06d}"), attempt),
+            lambda attempt: PrintingReporter(
+                tracked(job, attempt, reporter_for(job, f"attempt-{attempt:06d}"), environment=os.environ),
+                attempt,
+            ),
         )
     finally:
         groups.leave()

@@ -34,6 +34,7 @@ from curvewatch_workers.contract.spec import (
     PolicySpec,
     Precision,
     ScalingSpec,
+    TrackerName,
     TrainingSpec,
 )
 from curvewatch_workers.contract.spec_file import parse_job_spec, read_job_spec
@@ -68,6 +69,7 @@ __all__ = [
     "SpecProblem",
     "Split",
     "SplitRecord",
+    "TrackerName",
     "TrainingSpec",
     "WorkerEvent",
     "WorkerJob",

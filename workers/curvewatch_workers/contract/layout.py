@@ -25,3 +25,8 @@ class RunLayout:
     def spool(self) -> Path:
         """Folder of JSON-lines files, one `IngestMessage` a line, appended in order."""
         return self.root / "spool"
+
+    @property
+    def tracking(self) -> Path:
+        """What the trackers write, one file or folder each."""
+        return self.root / "tracking"

@@ -198,6 +198,10 @@ class MonitoringSpec(Spec):
     patience, else a tenth of the planned epochs, at least 3."""
 
 
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "csv", "jsonl"]
+"""Where the curve can be written beside the service."""
+
+
 class JobSpec(Spec):
     """One training job, as the user writes it in `job.yaml`."""
 
@@ -219,11 +223,22 @@ class JobSpec(Spec):
     """How often the run starts again after the death of a worker."""
     monitoring: MonitoringSpec = MonitoringSpec()
     """Knobs of the alerts."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that are given the curve too: `tensorboard`, `wandb`, `mlflow`, `csv`, `jsonl`; by default files in the
+    run's folder."""
     labels: dict[
         Annotated[str, StringConstraints(pattern=LABEL_KEY_PATTERN)],
         Annotated[str, AfterValidator(_printable), StringConstraints(max_length=128)],
     ] = Field(default_factory=dict, max_length=16)
     """Free labels, shown in lists and carried by `curvewatch_run_info` as `label_<key>`."""
+
+    @field_validator("track")
+    @classmethod
+    def _trackers_are_different(cls, track: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        twice = next((name for name in track if track.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} stands twice; name each tracker once")
+        return track
 
     @field_validator("params")
     @classmethod

@@ -127,6 +127,8 @@ def _message(details: ErrorDetails, location: list[int | str]) -> str:
         return f"{rule}, got {details['input']!r}"
     if details["type"] == "missing":
         return "is required but missing"
+    if details["type"] == "tuple_type":
+        return f"must be a list, as in `[a, b]`, got {details['input']!r}"
     message = details["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if isinstance(details["input"], dict | list) or repr(details["input"]) in message:
