@@ -15,13 +15,23 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from curvewatch_workers.batches import BatchPlan, index_checksum, validation_shares
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
-from curvewatch_workers.contract import SPLITS, EpochFinished, EpochRecord, JobSpec, Outcome, Split
+from curvewatch_workers.contract import (
+    SPLITS,
+    EpochFinished,
+    EpochRecord,
+    JobSpec,
+    Outcome,
+    Split,
+    WorkerEvent,
+)
 from curvewatch_workers.data import Batch, ShareLoader
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper
 from curvewatch_workers.group import Group
 from curvewatch_workers.layout import EpochLayout, ExpectedSplit, GlobalEpoch, LeaderNotes, PassTotals
 from curvewatch_workers.metrics import SampleLoss, Totals
+from curvewatch_workers.ranking import best_of, require_ranking, score_of
 from curvewatch_workers.reporter import Reporter
+from curvewatch_workers.resuming import read_latest
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.task import TrainingTask
 
@@ -71,6 +81,7 @@ class Trainer:
         metrics = tuple(task.metrics)
         self._metrics = tuple(task.metrics.values())
         self._stopper = make_stopper(spec, metrics)
+        require_ranking(spec.checkpoints.best, metrics)
         self._loss = SampleLoss(task.loss)
         self._model = task.model.to(group.device)
         self._samples = (_length(task.train), _length(task.validation))
@@ -96,11 +107,12 @@ class Trainer:
         self._layout.require_agreement(self._group)
 
     def resume(self) -> int:
-        """Go on from the latest checkpoint, if there is one; return the last finished epoch, 0 without one."""
-        with self._checkpoints.latest() as folder:
-            if folder is None:
-                return 0
-            snapshot = Snapshot.read(folder, self._group.device)
+        """Go on from the latest checkpoint that can be read; return the last finished epoch, 0 without one."""
+        snapshot, damages = read_latest(self._checkpoints, self._group)
+        for damage in damages:
+            self._tell("checkpoint_unreadable", damage)
+        if snapshot is None:
+            return 0
         self._model.load_state_dict(snapshot.model)
         self._task.optimizer.load_state_dict(snapshot.optimizer)
         if self._task.scheduler is not None and snapshot.scheduler is not None:
@@ -258,16 +270,26 @@ class Trainer:
         if not (due or last):
             return
         scheduler = self._task.scheduler
+        best = self._spec.checkpoints.best
         snapshot = Snapshot(
             epoch=record.epoch,
+            attempt=self._attempt,
             model=self._model.state_dict(),
             optimizer=self._task.optimizer.state_dict(),
             scheduler=scheduler.state_dict() if scheduler is not None else None,
             stopper=self._stopper.state(),
+            best=best_of(self._records, best),
             records=self._records,
         )
-        self._checkpoints.save(record.epoch, snapshot.write, validation_loss=record.validation.loss)
+        score = score_of(record, best)
+        problem = self._checkpoints.save(record.epoch, snapshot.write, score=score, last=last)
+        if problem is not None:
+            self._tell("checkpoint_not_kept", problem)
         self._checkpointed_at = time.monotonic()
+
+    def _tell(self, reason: str, message: str) -> None:
+        event = WorkerEvent(attempt=self._attempt, time=self._now(), reason=reason, message=message)
+        self._reporter.send(event)
 
     def _cost_since(self, clock: float) -> tuple[float, int]:
         """Return seconds and peak GPU memory of this epoch; waits for the device, once an epoch."""

@@ -24,6 +24,7 @@ from curvewatch_workers.contract.records import (
     SplitRecord,
 )
 from curvewatch_workers.contract.spec import (
+    BestSpec,
     CheckpointSpec,
     CodeSpec,
     EarlyStoppingSpec,
@@ -39,6 +40,7 @@ __all__ = [
     "SPLITS",
     "WORKER_JOB_VARIABLE",
     "AttemptStarted",
+    "BestSpec",
     "CheckpointSpec",
     "CodeSpec",
     "ContractError",
