@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from curvewatch_workers.checkpoint import NoCheckpoints
+from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
 from curvewatch_workers.contract import EpochRecord
 from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.loop import Trainer
@@ -56,6 +56,31 @@ def test_updating_the_totals_never_waits_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
     assert totals.values[Totals.FINITE] == 64
+
+
+def test_a_resumed_run_draws_the_numbers_of_the_undisturbed(tmp_path: Path) -> None:
+    def train(folder: Path, epochs: int) -> list[EpochRecord]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        reporter = RecordingReporter()
+        trainer = Trainer(
+            run_id="toy",
+            attempt=1,
+            spec=make_spec(epochs=epochs, checkpoints={"min_interval_seconds": 0}),
+            task=make_task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)),
+            group=SoloGroup(torch.device("cuda")),
+            checkpoints=FolderCheckpoints(folder, rank=0, keep=1),
+            reporter=reporter,
+        )
+        trainer.run(after_epoch=trainer.resume())
+        return reporter.records
+
+    undisturbed = train(tmp_path / "a", 4)
+    train(tmp_path / "b", 2)
+
+    # Dropout draws on the GPU: other numbers would make another loss by far.
+    for one, other in zip(undisturbed, train(tmp_path / "b", 4), strict=True):
+        assert other.train.loss == pytest.approx(one.train.loss, rel=1e-6)
 
 
 def test_torchrun_with_nccl(tmp_path: Path, project_root: Path) -> None:

@@ -206,4 +206,5 @@ def test_a_storage_that_is_not_known_is_refused_in_one_sentence(address: str, wh
 
 def test_the_options_of_a_uri_stay_at_its_end() -> None:
     assert address_below("/data/", "run", "epoch-1") == "/data/run/epoch-1"
+    assert address_below("/what?/", "run") == "/what?/run"
     assert address_below("s3://b/x?region=r", "run") == "s3://b/x/run?region=r"

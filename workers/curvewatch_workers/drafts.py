@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "curvewatch-draft-"
 _UNLOCKED_PREFIX = "curvewatch-new-"
@@ -45,8 +48,14 @@ class Drafts:
     def clear_dead(self) -> None:
         """Delete the folders that died with the process that made them."""
         for folder in self._root.glob(f"{_PREFIX}*"):
-            with contextlib.suppress(FileNotFoundError, PermissionError, NotADirectoryError):
+            try:
                 _delete_if_dead(folder)
+            except (FileNotFoundError, PermissionError, NotADirectoryError):
+                continue  # another process was faster, or it is none of ours
+            except OSError:
+                logger.warning(
+                    "Could not delete %s", folder, exc_info=True, extra={"action": "draft_not_deleted"}
+                )
 
     @contextlib.contextmanager
     def one(self) -> Iterator[Path]:

@@ -30,6 +30,9 @@ from curvewatch_workers.worker import WorkerEnding, last_failure, run_worker
 
 logger = logging.getLogger(__name__)
 
+_LIST_SECONDS = 30.0
+"""Longest wait for reports that Ray Train still takes in; then the list is what it has."""
+
 
 class RayCheckpoints:
     """Checkpoints that Ray Train registers and moves to the storage path, without training waiting for it.
@@ -51,7 +54,9 @@ class RayCheckpoints:
         latest = ray.train.get_checkpoint()
         if latest is None:
             return ()
-        reported = ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED)
+        reported = ray.train.get_all_reported_checkpoints(
+            CheckpointConsistencyMode.COMMITTED, timeout_s=_LIST_SECONDS
+        )
         older = sorted(reported, key=lambda one: one.metrics["epoch"], reverse=True)
         return (latest.path, *(one.checkpoint.path for one in older if one.checkpoint.path != latest.path))
 

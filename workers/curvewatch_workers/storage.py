@@ -62,6 +62,8 @@ def is_local(filesystem: FileSystem) -> bool:
 
 def address_below(address: str, *names: str) -> str:
     """Return the path or URI of something below another one; a URI's options stay at its end."""
+    if "://" not in address:
+        return posixpath.join(address, *names)
     place, mark, options = address.partition("?")
     return posixpath.join(place, *names) + mark + options
 
