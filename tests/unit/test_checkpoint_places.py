@@ -31,10 +31,12 @@ class Gated(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
 
     protocol = "gated"
     gate = threading.Event()
+    reached = threading.Event()
     full = False
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         if "w" in mode:
+            Gated.reached.set()
             assert Gated.gate.wait(60)
             if Gated.full:
                 raise OSError("the disk is full")
@@ -130,10 +132,13 @@ def test_only_the_first_rank_writes(make: Make) -> None:
 def test_an_upload_under_way_costs_training_nothing_and_the_last_waits_for_it(tmp_path: Path) -> None:
     checkpoints = make_remote(f"gated://{tmp_path}/kept", tmp_path)
     Gated.gate.clear()
+    Gated.reached.clear()
 
     # None of these three returns if it waits for the storage.
     for epoch in (1, 2, 3):
         assert checkpoints.save(epoch, make_snapshot(epoch).write, score=1.0, last=False) is None
+    # fsspec takes a folder that is made while it looks for one for a file.
+    assert Gated.reached.wait(60)
     assert checkpoints.names() == ()
     assert len(list((tmp_path / "drafts").iterdir())) == 1
     threading.Timer(0.2, Gated.gate.set).start()
