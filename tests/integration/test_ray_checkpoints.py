@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -95,12 +97,13 @@ class Fitting:
         self.temporary.mkdir()
         (folder / "slow_job.py").write_text(JOB)
         (folder / "slow_disk.py").write_text(STORAGE)
+        # A socket's path may have 107 characters: Ray's own folder must lie near the root.
+        self._ray_folder = Path(tempfile.mkdtemp(prefix="cw-", dir="/tmp"))
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(folder),
-            # A socket's path may have 107 characters: Ray's own folder must lie near the root.
-            "RAY_FOLDER": f"/tmp/cw-{os.getpid()}",
+            "RAY_FOLDER": str(self._ray_folder),
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
             "TMPDIR": str(self.temporary),
         }
@@ -147,6 +150,7 @@ class Fitting:
             assert self.process.stdin is not None
             self.process.stdin.close()
             assert self.process.wait(60) == 0
+        shutil.rmtree(self._ray_folder)
 
     def messages(self, attempt: int) -> list[IngestMessage]:
         (spool,) = (self.folder / "runs" / "one" / "spool").glob(f"attempt-{attempt:06d}.jsonl")
