@@ -52,7 +52,9 @@ def texts(characters: int, length: int) -> TensorDataset:
     source = "".join(path.read_text(encoding="utf-8", errors="replace") for path in files)[: characters + 1]
     codes = torch.tensor(list(source.encode("ascii", "replace")))
     rows = (len(codes) - 1) // length
-    return TensorDataset(codes[: rows * length].view(rows, length), codes[1 : rows * length + 1].view(rows, length))
+    return TensorDataset(
+        codes[: rows * length].view(rows, length), codes[1 : rows * length + 1].view(rows, length)
+    )
 
 
 def build(

@@ -120,9 +120,9 @@ class RunView(RunSummary):
     traceback: str | None
     """Traceback of the user's code, when that is what failed."""
     checkpoint: str | None
-    """Path of the latest checkpoint, once the run has ended."""
+    """Path or URI of the latest checkpoint, once the run has ended."""
     best_checkpoint: str | None
-    """Path of the checkpoint of lowest validation loss, once the run has ended."""
+    """Path or URI of the best checkpoint by the job's `checkpoints.best`, once the run has ended."""
     diagnosis: DiagnosisView | None
     latest: EpochView | None
 

@@ -75,11 +75,22 @@ def test_every_error_is_told_at_once_with_its_path() -> None:
         ({"track": ["csv", "comet"]}, "track.1", "input should be 'tensorboard', 'wandb', 'mlflow'"),
         ({"track": ["csv", "wandb", "csv"]}, "track", "'csv' stands twice; name each tracker once"),
         ({"track": "csv"}, "track", "must be a list, as in `[a, b]`, got 'csv'"),
+        ({"checkpoints": {"path": "kept/here"}}, "checkpoints.path", "an absolute path or a URI"),
+        ({"checkpoints": {"path": "s3://me:secret@b/x"}}, "checkpoints.path", "must not hold a password"),
+        ({"checkpoints": {"path": "s3://b/\n"}}, "checkpoints.path", "remove control characters"),
+        ({"checkpoints": {"best": {"mode": "lowest"}}}, "checkpoints.best.mode", "'min' or 'max'"),
         ({"scaling": {"cpus_per_worker": math.nan}}, "scaling.cpus_per_worker", "finite"),
     ],
 )
 def test_each_message_names_rule_and_remedy(changes: dict[str, Any], path: str, message: str) -> None:
     assert message in problems(**changes)[path]
+
+
+def test_a_password_in_a_uri_is_not_repeated() -> None:
+    (message,) = problems(checkpoints={"path": "s3://me:secret@b/x"}).values()
+
+    assert "must not hold a password" in message
+    assert "secret" not in message.replace("credentials", "")
 
 
 def test_a_file_that_is_no_job_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from curvewatch_workers.checkpoint import NoCheckpoints
+from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
 from curvewatch_workers.contract import EpochRecord
 from curvewatch_workers.group import Group, SoloGroup, TorchGroup, leave
 from curvewatch_workers.loop import Trainer
@@ -139,6 +139,31 @@ def test_synchronised_batch_norm_does_not_depend_on_the_number_of_ranks(tmp_path
     for one, other in zip(alone, together, strict=True):
         assert other.train.loss == pytest.approx(one.train.loss, rel=1e-5)
         assert other.validation.loss == pytest.approx(one.validation.loss, rel=1e-5)
+
+
+def test_a_resumed_run_draws_the_numbers_of_the_undisturbed(tmp_path: Path) -> None:
+    def resumed(folder: Path, epochs: int) -> list[EpochRecord]:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+        reporter = RecordingReporter()
+        trainer = Trainer(
+            run_id="toy",
+            attempt=1,
+            spec=make_spec(epochs=epochs, checkpoints={"min_interval_seconds": 0}),
+            task=make_task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)),
+            group=SoloGroup(torch.device("cuda")),
+            checkpoints=FolderCheckpoints(folder, rank=0, keep=1),
+            reporter=reporter,
+        )
+        trainer.run(after_epoch=trainer.resume())
+        return reporter.records
+
+    undisturbed = resumed(tmp_path / "a", 4)
+    resumed(tmp_path / "b", 2)
+
+    # Dropout draws on the GPU: other numbers would make another loss by far.
+    for one, other in zip(undisturbed, resumed(tmp_path / "b", 4), strict=True):
+        assert other.train.loss == pytest.approx(one.train.loss, rel=1e-6)
 
 
 def test_torchrun_on_a_gpu(tmp_path: Path, project_root: Path) -> None:

@@ -2,31 +2,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints, Snapshot
-from curvewatch_workers.errors import CheckpointError
-from record_support import make_record
+from checkpoint_support import make_snapshot
+from curvewatch_workers.checkpoint import NoCheckpoints, Snapshot
+from curvewatch_workers.errors import CheckpointError, DamagedCheckpointError
+from curvewatch_workers.ranking import Best
 
 CPU = torch.device("cpu")
-
-
-def make_snapshot(epoch: int = 3) -> Snapshot:
-    return Snapshot(
-        epoch=epoch,
-        model={"weight": torch.arange(3.0)},
-        optimizer={"state": {}, "param_groups": [{"lr": 0.1}]},
-        scheduler=None,
-        stopper={"best": math.inf, "best_epoch": 0},
-        scaler=None,
-        best_model=None,
-        records=tuple(make_record(epoch=number) for number in range(1, epoch + 1)),
-    )
 
 
 def test_a_snapshot_round_trips(tmp_path: Path) -> None:
@@ -38,6 +25,7 @@ def test_a_snapshot_round_trips(tmp_path: Path) -> None:
     assert torch.equal(again.model["weight"], snapshot.model["weight"])
     assert (again.epoch, again.optimizer, again.scheduler) == (3, snapshot.optimizer, None)
     assert (again.stopper, again.records) == (snapshot.stopper, snapshot.records)
+    assert (again.attempt, again.scaler, again.best) == (2, {"scale": 65536.0}, Best(0.25, 1))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -45,45 +33,25 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         Snapshot.read(tmp_path, CPU)
     make_snapshot().write(tmp_path)
     (tmp_path / "checkpoint.json").write_text(json.dumps({"format": 99, "epoch": 1}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads 2"):
         Snapshot.read(tmp_path, CPU)
 
 
-def kept(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+@pytest.mark.parametrize("name", ["model.pt", "training.pt", "records.jsonl"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_file_is_noticed(tmp_path: Path, name: str, damage: str) -> None:
+    make_snapshot().write(tmp_path)
+    file = tmp_path / name
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        middle = len(content) // 2
+        altered = bytes([content[middle] ^ 1])
+        file.write_bytes(content[:middle] + (b"" if damage == "cut" else altered + content[middle + 1 :]))
 
-
-def test_the_best_and_the_latest_are_kept(tmp_path: Path) -> None:
-    checkpoints = FolderCheckpoints(tmp_path, rank=0, keep=2)
-    for epoch, loss in enumerate([0.5, 0.2, math.nan, 0.4, 0.9], 1):
-        checkpoints.save(epoch, make_snapshot(epoch).write, validation_loss=loss)
-
-    assert kept(tmp_path) == ["epoch-000002", "epoch-000005"]
-    with checkpoints.latest() as folder:
-        assert folder == tmp_path / "epoch-000005"
-
-
-def test_a_write_that_fails_leaves_the_older_checkpoint(tmp_path: Path) -> None:
-    checkpoints = FolderCheckpoints(tmp_path, rank=0, keep=2)
-    checkpoints.save(1, make_snapshot(1).write, validation_loss=1.0)
-
-    def torn(folder: Path) -> None:
-        (folder / "model.pt").write_bytes(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.save(2, torn, validation_loss=0.5)
-    with checkpoints.latest() as folder:
-        assert folder is not None
-        assert Snapshot.read(folder, CPU).epoch == 1
-
-
-def test_only_the_first_rank_writes(tmp_path: Path) -> None:
-    FolderCheckpoints(tmp_path, rank=1, keep=2).save(1, make_snapshot(1).write, validation_loss=1.0)
-
-    assert kept(tmp_path) == []
-    with NoCheckpoints().latest() as folder:
-        assert folder is None
+    with pytest.raises(DamagedCheckpointError, match=name):
+        Snapshot.read(tmp_path, CPU)
 
 
 def test_numpys_numbers_do_not_make_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
@@ -95,8 +63,16 @@ def test_numpys_numbers_do_not_make_a_checkpoint_that_cannot_be_read(tmp_path: P
 
 
 def test_pickled_code_is_refused(tmp_path: Path) -> None:
-    make_snapshot().write(tmp_path)
-    torch.save({"optimizer": Path("x"), "scheduler": None, "stopper": {}}, tmp_path / "training.pt")
+    dataclasses.replace(make_snapshot(), optimizer={"state": Path("x")}).write(tmp_path)
 
     with pytest.raises(CheckpointError, match="cannot be read"):
         Snapshot.read(tmp_path, CPU)
+
+
+def test_nothing_is_kept_for_a_trial() -> None:
+    checkpoints = NoCheckpoints()
+    checkpoints.save(1, make_snapshot(1).write, score=1.0, last=True)
+
+    assert checkpoints.names() == ()
+    with pytest.raises(CheckpointError, match="none are kept"):
+        checkpoints.open("epoch-000001")

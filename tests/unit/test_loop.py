@@ -255,6 +255,11 @@ def test_unknown_early_stopping_metric_is_refused(tmp_path: Path) -> None:
         make_trainer(make_spec(policy={"early_stopping": {"metric": "acuracy"}}), make_task(), tmp_path)
 
 
+def test_unknown_metric_to_rank_checkpoints_by_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"checkpoints.best.metric is 'acuracy'.*loss, accuracy"):
+        make_trainer(make_spec(checkpoints={"best": {"metric": "acuracy"}}), make_task(), tmp_path)
+
+
 class Augmented(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """Adds random noise to each sample, from all three generators that people use."""
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import pickle
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,9 +19,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from curvewatch_workers.contract import EpochRecord
-from curvewatch_workers.errors import CheckpointError
+from curvewatch_workers.durable import crc32, sync, sync_folder
+from curvewatch_workers.errors import CheckpointError, DamagedCheckpointError
+from curvewatch_workers.keeping import MARKER, mark, name_of, newest_first, score_in, surplus
+from curvewatch_workers.ranking import Best, Mode
 
-FORMAT = 1
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
 MODEL_FILE, TRAINING_FILE, RECORDS_FILE, META_FILE = (
     "model.pt",
     "training.pt",
@@ -34,27 +41,31 @@ class Snapshot:
 
     epoch: int
     """The epoch that was finished."""
+    attempt: int
+    """Start of the worker group that wrote it, from 1."""
     model: dict[str, Any]
     """State of the unwrapped model."""
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
+    scaler: dict[str, Any] | None = None
+    """State of the gradient scaler; None without one."""
     stopper: dict[str, Any]
     """State of early stopping."""
-    scaler: dict[str, Any] | None
-    """State of the fp16 gradient scaler; None in other precisions."""
-    best_model: dict[str, Any] | None
+    best_model: dict[str, Any] | None = None
     """State of the model at the best epoch; None unless the job wants it back when it stops early."""
+    best: Best | None
+    """The best epoch so far; None when no epoch had a finite number."""
     records: tuple[EpochRecord, ...]
     """Every epoch so far, so that a later attempt can tell the service what it lacks."""
 
     def write(self, folder: Path) -> None:
-        """Write the snapshot into an existing empty folder."""
+        """Write the snapshot into an existing empty folder; what says that it is whole comes last."""
         torch.save(self.model, folder / MODEL_FILE)
         training = {
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
-            "stopper": self.stopper,
             "scaler": self.scaler,
+            "stopper": self.stopper,
             "best_model": self.best_model,
         }
         # NumPy's numbers, which a schedule may have made, would be written but not read: they are pickled code.
@@ -62,99 +73,177 @@ class Snapshot:
         torch.save(training, folder / TRAINING_FILE)
         lines = (record.model_dump_json() + "\n" for record in self.records)
         (folder / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
-        (folder / META_FILE).write_text(json.dumps({"format": FORMAT, "epoch": self.epoch}), encoding="utf-8")
+        meta = {
+            "format": FORMAT,
+            "epoch": self.epoch,
+            "attempt": self.attempt,
+            "best": self.best._asdict() if self.best else None,
+            "crc32": {name: crc32(folder / name) for name in (MODEL_FILE, TRAINING_FILE, RECORDS_FILE)},
+        }
+        (folder / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path, device: torch.device) -> Snapshot:
         """Read a snapshot, its tensors onto the device.
 
         Raises:
-            CheckpointError: The folder is no checkpoint of this format.
+            DamagedCheckpointError: A file is missing, or is not what was written.
+            CheckpointError: The checkpoint has another format, or holds what cannot be loaded.
         """
+        meta = _undamaged(folder)
         try:
-            meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-            if meta["format"] != FORMAT:
-                raise CheckpointError(
-                    f"checkpoint {folder} has format {meta['format']}, this version reads {FORMAT}; "
-                    "resume it with the version that wrote it"
-                )
             training = torch.load(folder / TRAINING_FILE, map_location=device, weights_only=True)
             lines = (folder / RECORDS_FILE).read_text(encoding="utf-8").splitlines()
             return cls(
                 epoch=meta["epoch"],
+                attempt=meta["attempt"],
                 model=torch.load(folder / MODEL_FILE, map_location=device, weights_only=True),
                 optimizer=training["optimizer"],
                 scheduler=training["scheduler"],
-                stopper=training["stopper"],
                 scaler=training["scaler"],
+                stopper=training["stopper"],
                 best_model=training["best_model"],
+                best=Best(**meta["best"]) if meta["best"] else None,
                 records=tuple(EpochRecord.model_validate_json(line) for line in lines),
             )
         except (OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
 
 
+def _undamaged(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, once its files are those that it names.
+
+    torch reads altered weights without a word: it compares no checksum.
+    """
+    try:
+        meta: dict[str, Any] = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        if meta["format"] != FORMAT:
+            raise CheckpointError(
+                f"checkpoint {folder} has format {meta['format']}, this version reads {FORMAT}; "
+                "resume it with the version that wrote it"
+            )
+        damaged = [name for name, written in meta["crc32"].items() if crc32(folder / name) != written]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedCheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
+    if damaged:
+        raise DamagedCheckpointError(
+            f"checkpoint {folder} cannot be read: {', '.join(damaged)} is not what was written"
+        )
+    return meta
+
+
 class Checkpoints(Protocol):
-    """Where checkpoints are kept. Every rank calls both methods, at the same epochs."""
+    """Where checkpoints are kept. Every rank makes the same calls, at the same epochs."""
 
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """Open the folder of the latest checkpoint; None when there is none."""
+    def names(self) -> tuple[str, ...]:
+        """Name the checkpoints that can be opened, the latest first."""
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, validation_loss: float) -> None:
-        """Keep a checkpoint; `write` is called with an empty folder, on rank 0 only."""
+    def open(self, name: str) -> AbstractContextManager[Path]:
+        """Give a checkpoint as a folder on this machine, which may be gone afterwards."""
+
+    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
+        """Keep a checkpoint; return why one could not be kept, told once, None when all is well.
+
+        Args:
+            epoch: The epoch that was finished.
+            write: Called with an empty folder, on rank 0 only.
+            score: What the checkpoint is ranked by; it need not be finite.
+            last: No other follows. While an earlier one is on its way, another may be left out; the last never is.
+        """
 
 
 class NoCheckpoints:
     """Keeps nothing, for trials."""
 
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """Return none."""
-        return contextlib.nullcontext()
+    def names(self) -> tuple[str, ...]:
+        """Name none."""
+        return ()
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, validation_loss: float) -> None:
+    def open(self, name: str) -> AbstractContextManager[Path]:
+        """Open none.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(f"there is no checkpoint {name}: none are kept")
+
+    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
         """Keep nothing."""
 
 
 class FolderCheckpoints:
-    """Keeps checkpoints as `epoch-000012` below a folder, whole or not at all: the latest and the best.
+    """Keeps checkpoints as `epoch-000012` below a folder, each whole or not at all, whatever crashes when.
+
+    A rename is the one step that makes a checkpoint, or takes it away: local file systems and NFS do it at once.
 
     Args:
         root: Folder that all ranks see.
         rank: This rank; only rank 0 writes.
-        keep: Checkpoints kept: those of lowest validation loss, and the latest always.
+        keep: Checkpoints kept: so many of the best, and the latest besides.
+        mode: Whether lower or higher scores are better.
     """
 
-    def __init__(self, root: Path, *, rank: int, keep: int) -> None:
+    def __init__(self, root: Path, *, rank: int, keep: int, mode: Mode = "min") -> None:
         self._root = root
         self._rank = rank
         self._keep = keep
+        self._mode: Mode = mode
+
+    def names(self) -> tuple[str, ...]:
+        """Name the checkpoints, the latest first."""
+        return newest_first(path.name for path in self._root.glob("epoch-*"))
 
     @contextlib.contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        """Open the latest checkpoint."""
-        folders = self._folders()
-        yield folders[-1] if folders else None
+    def open(self, name: str) -> Iterator[Path]:
+        """Give the checkpoint's own folder."""
+        yield self._root / name
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, validation_loss: float) -> None:
-        """Write a checkpoint beside its place, move it there, then remove the surplus."""
+    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:  # noqa: ARG002
+        """Write a checkpoint beside its place, onto the disk, move it there, then remove the surplus."""
         if self._rank != 0:
-            return
-        draft = self._root / f".draft-{epoch:06d}"
-        shutil.rmtree(draft, ignore_errors=True)
+            return None
+        for leftover in self._root.glob(".*-epoch-*"):
+            _delete(leftover)
+        name = name_of(epoch)
+        draft = self._beside(name, "draft")
         draft.mkdir(parents=True)
         write(draft)
-        (draft / "validation_loss").write_text(repr(validation_loss), encoding="utf-8")
-        place = self._root / f"epoch-{epoch:06d}"
-        shutil.rmtree(place, ignore_errors=True)
-        draft.replace(place)
-        *older, _latest = self._folders()
-        for surplus in sorted(older, key=self._loss_of)[max(self._keep - 1, 0) :]:
-            shutil.rmtree(surplus)
+        (draft / MARKER).write_text(mark(epoch, score), encoding="utf-8")
+        sync_folder(draft)
+        # There is one already when it could not be read, and the run went on from one before it.
+        self._remove(name)
+        draft.replace(self._root / name)
+        sync(self._root)
+        scores = {other: self._score_of(other) for other in self.names()}
+        for other in surplus(scores, latest=epoch, keep=self._keep, mode=self._mode):
+            self._remove(other)
+        return None
 
-    def _folders(self) -> list[Path]:
-        return sorted(self._root.glob("epoch-*"))
+    def _remove(self, name: str) -> None:
+        """Take a checkpoint away: at once, for a half deleted one must not be found."""
+        place = self._root / name
+        if place.exists():
+            gone = self._beside(name, "gone")
+            place.replace(gone)
+            _delete(gone)
 
-    @staticmethod
-    def _loss_of(folder: Path) -> tuple[bool, float]:
-        loss = float((folder / "validation_loss").read_text(encoding="utf-8"))
-        return loss != loss, loss  # NaN last
+    def _beside(self, name: str, what: str) -> Path:
+        # A name of its own each time: NFS may not let go of an earlier one.
+        return self._root / f".{what}-{name}-{secrets.token_hex(4)}"
+
+    def _score_of(self, name: str) -> float:
+        try:
+            text = (self._root / name / MARKER).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        return score_in(text)
+
+
+def _delete(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError:
+        # NFS keeps files that somebody still reads; the next checkpoint tries again.
+        logger.warning(
+            "Could not delete %s", folder, exc_info=True, extra={"action": "checkpoint_not_deleted"}
+        )

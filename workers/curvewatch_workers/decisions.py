@@ -69,7 +69,7 @@ class EarlyStopper:
     def should_stop(self, record: EpochRecord) -> str | None:
         """Take in an epoch; return why to stop, or None. A number that is not finite is no improvement."""
         spec = self._spec
-        value = self._value(record)
+        value = validation_value(record, spec.metric)
         comparable = value if spec.mode == "min" else -value
         if comparable < self._best - spec.min_delta:
             self._best, self._best_epoch = comparable, record.epoch
@@ -94,11 +94,6 @@ class EarlyStopper:
         """Go on from a checkpoint."""
         self._best, self._best_epoch = state["best"], state["best_epoch"]
 
-    def _value(self, record: EpochRecord) -> float:
-        if self._spec.metric == "loss":
-            return record.validation.loss
-        return record.validation.metrics[self._spec.metric].value
-
 
 def make_stopper(spec: JobSpec, metrics: tuple[str, ...]) -> Stopper:
     """Return the stopper that the job asks for.
@@ -109,12 +104,24 @@ def make_stopper(spec: JobSpec, metrics: tuple[str, ...]) -> Stopper:
     early_stopping = spec.policy.early_stopping
     if early_stopping is None:
         return NeverStops()
-    known = ("loss", *metrics)
-    if early_stopping.metric not in known:
-        raise TaskError(
-            f"policy.early_stopping.metric is {early_stopping.metric!r}, but the task measures: {', '.join(known)}"
-        )
+    require_measured("policy.early_stopping.metric", early_stopping.metric, metrics)
     return EarlyStopper(early_stopping)
+
+
+def require_measured(field: str, metric: str, metrics: tuple[str, ...]) -> None:
+    """Check that a number which a field of the job names is one that the task measures.
+
+    Raises:
+        TaskError: It is neither `loss` nor a metric of the task.
+    """
+    known = ("loss", *metrics)
+    if metric not in known:
+        raise TaskError(f"{field} is {metric!r}, but the task measures: {', '.join(known)}")
+
+
+def validation_value(record: EpochRecord, metric: str) -> float:
+    """Return the validation number that a job names: `loss`, or a metric."""
+    return record.validation.loss if metric == "loss" else record.validation.metrics[metric].value
 
 
 def ending_after(

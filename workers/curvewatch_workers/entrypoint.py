@@ -4,73 +4,104 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
-from ray.train import CheckpointUploadMode, RunConfig, ScalingConfig
+from pyarrow.fs import FileSystem
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from curvewatch_workers.contract import WORKER_JOB_VARIABLE, Outcome, RunFinished, RunLayout, WorkerJob
-from curvewatch_workers.errors import printable
+from curvewatch_workers.drafts import Drafts
+from curvewatch_workers.errors import StorageError, printable
 from curvewatch_workers.group import group_of_process
 from curvewatch_workers.loop import utc_now
+from curvewatch_workers.ranking import Mode, badness, is_worst, ranked
 from curvewatch_workers.reporter import reporter_for
+from curvewatch_workers.storage import address_below, download, is_local, make_folder
 from curvewatch_workers.trackers import tracked
 from curvewatch_workers.worker import WorkerEnding, last_failure, run_worker
 
 logger = logging.getLogger(__name__)
 
+_LIST_SECONDS = 30.0
+"""Longest wait for reports that Ray Train still takes in; then the list is what it has."""
+
 
 class RayCheckpoints:
-    """Checkpoints that Ray Train registers and moves to the storage path, without training waiting for it."""
+    """Checkpoints that Ray Train registers and moves to the storage path, without training waiting for it.
+
+    While one is on its way, another that is due is left out: they would pile up on this machine's disk.
+
+    Args:
+        mode: Whether lower or higher scores are better.
+        drafts: Where a checkpoint is written before its upload.
+    """
+
+    def __init__(self, mode: Mode, drafts: Drafts) -> None:
+        self._mode: Mode = mode
+        self._drafts = drafts
+        self._draft: Path | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """Name the registered checkpoints by their paths, the latest first."""
+        latest = ray.train.get_checkpoint()
+        if latest is None:
+            return ()
+        reported = ray.train.get_all_reported_checkpoints(
+            CheckpointConsistencyMode.COMMITTED, timeout_s=_LIST_SECONDS
+        )
+        older = sorted(reported, key=lambda one: one.metrics["epoch"], reverse=True)
+        return (latest.path, *(one.checkpoint.path for one in older if one.checkpoint.path != latest.path))
 
     @contextlib.contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        """Open the latest registered checkpoint."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
+    def open(self, name: str) -> Iterator[Path]:
+        """Give a checkpoint's own folder, or download it into one that is gone afterwards."""
+        filesystem = ray.train.get_checkpoint().filesystem
+        if is_local(filesystem):
+            yield Path(name)
             return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
+        with self._drafts.one() as folder:
+            download(filesystem, name, folder)
+            yield folder
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, validation_loss: float) -> None:
+    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
         """Register a checkpoint: a barrier over all ranks; rank 0 brings the folder."""
         checkpoint = None
-        if ray.train.get_context().get_world_rank() == 0:
-            folder = Path(tempfile.mkdtemp(prefix=f"curvewatch-epoch-{epoch}-"))
+        under_way = self._draft is not None and self._draft.exists()
+        if ray.train.get_context().get_world_rank() == 0 and (last or not under_way):
+            self._draft = self._drafts.new()
             try:
-                write(folder)
+                write(self._draft)
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(self._draft)
                 raise
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        # Ray scores by this number, and an unordered one would make the ranking meaningless.
-        score = validation_loss if math.isfinite(validation_loss) else sys.float_info.max
+            checkpoint = ray.train.Checkpoint.from_directory(self._draft)
         ray.train.report(
-            {"epoch": float(epoch), "validation_loss": float(score)},
+            {"epoch": float(epoch), "score": ranked(score, self._mode)},
             checkpoint=checkpoint,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
+        return None
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Run one rank, inside a Ray Train worker."""
     job = WorkerJob.model_validate_json(config["job"])
+    drafts = Drafts()
+    drafts.clear_dead()
     ending = run_worker(
         job,
         group_of_process(ray.train.torch.get_device()),
-        RayCheckpoints(),
+        RayCheckpoints(job.spec.checkpoints.best.mode, drafts),
         lambda attempt: tracked(
             job, attempt, reporter_for(job, f"attempt-{attempt:06d}"), environment=os.environ
         ),
@@ -81,6 +112,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 def fit(job: WorkerJob) -> RunFinished:
     """Train the job on the cluster; return how it ended, whatever happened."""
     spec = job.spec
+    try:
+        storage_path, filesystem = _storage(job)
+    except StorageError as error:
+        return _finished(job, WorkerEnding(outcome=Outcome.FAILED, reason=str(error)), None, None)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": job.model_dump_json()},
@@ -92,12 +127,13 @@ def fit(job: WorkerJob) -> RunFinished:
         ),
         run_config=RunConfig(
             name=job.run_id,
-            storage_path=job.storage_path,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=spec.fault_tolerance.max_restarts),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=spec.checkpoints.keep,
-                checkpoint_score_attribute="validation_loss",
-                checkpoint_score_order="min",
+                checkpoint_score_attribute="score",
+                checkpoint_score_order=spec.checkpoints.best.mode,
             ),
         ),
     )
@@ -109,10 +145,8 @@ def fit(job: WorkerJob) -> RunFinished:
         ending = kept or WorkerEnding(outcome=Outcome.FAILED, reason=_first_line(error))
         return _finished(job, ending, None, None)
     ending = WorkerEnding.model_validate(result.return_value)
-    best = min(result.best_checkpoints or [], key=lambda pair: pair[1]["validation_loss"], default=None)
-    return _finished(
-        job, ending, result.checkpoint.path if result.checkpoint else None, best[0].path if best else None
-    )
+    latest, best = result.checkpoint, _best(job, result.best_checkpoints or [])
+    return _finished(job, ending, _address(job, latest), _address(job, best))
 
 
 def main() -> int:
@@ -135,6 +169,37 @@ def _resources(job: WorkerJob) -> dict[str, float]:
     scaling = job.spec.scaling
     gpus = {"GPU": float(scaling.gpus_per_worker)} if scaling.gpus_per_worker else {}
     return {"CPU": scaling.cpus_per_worker, **gpus}
+
+
+def _storage(job: WorkerJob) -> tuple[str, FileSystem | None]:
+    """Return storage path and file system for Ray; None lets Ray find it from the path.
+
+    Raises:
+        StorageError: The place that the job names cannot be used.
+    """
+    if job.spec.checkpoints.path is None:
+        return job.storage_path, None
+    filesystem, path = make_folder(job.spec.checkpoints.path)
+    return path, None if is_local(filesystem) else filesystem
+
+
+def _best(
+    job: WorkerJob, kept: list[tuple[ray.train.Checkpoint, dict[str, Any]]]
+) -> ray.train.Checkpoint | None:
+    """Return the best checkpoint, the earliest of equals; None when none has a finite score."""
+    mode = job.spec.checkpoints.best.mode
+    ranking = [(badness(told["score"], mode), told["epoch"], one) for one, told in kept]
+    finite = [entry for entry in ranking if not is_worst(entry[0])]
+    return min(finite, key=lambda entry: entry[:2])[2] if finite else None
+
+
+def _address(job: WorkerJob, checkpoint: ray.train.Checkpoint | None) -> str | None:
+    """Return where a checkpoint is, as a user can open it: Ray's path lacks what names the storage."""
+    if checkpoint is None:
+        return None
+    if job.spec.checkpoints.path is None or is_local(checkpoint.filesystem):
+        return str(checkpoint.path)
+    return address_below(job.spec.checkpoints.path, job.run_id, Path(checkpoint.path).name)
 
 
 def _finished(job: WorkerJob, ending: WorkerEnding, checkpoint: str | None, best: str | None) -> RunFinished:

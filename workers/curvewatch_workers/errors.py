@@ -4,7 +4,9 @@ WorkersError
 ├── TaskError: the user's callable, or what it returned, cannot be used
 │   └── UserCodeError: the user's code raised; carries its traceback, trimmed of ours
 ├── LayoutMismatchError: the ranks disagree on the buffer of the epoch
+├── StorageError: the place for checkpoints cannot be used
 ├── CheckpointError: a checkpoint cannot be used
+│   └── DamagedCheckpointError: it is not what was written; an earlier one may do
 └── TrackerError: a tracker cannot be written; never ends a run
 """
 
@@ -36,8 +38,16 @@ class LayoutMismatchError(WorkersError):
     """The ranks disagree on the buffer that they reduce at the end of an epoch."""
 
 
+class StorageError(WorkersError):
+    """The place for checkpoints cannot be used."""
+
+
 class CheckpointError(WorkersError):
     """A checkpoint cannot be used."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not what was written; an earlier one may do."""
 
 
 class TrackerError(WorkersError):

@@ -34,7 +34,9 @@ from curvewatch_workers.losses import Loss
 from curvewatch_workers.metrics.foreign import ForeignMetrics, split_metrics
 from curvewatch_workers.model import PreparedModel, batch_statistics, place, wrap
 from curvewatch_workers.probe import require_smallest_share
+from curvewatch_workers.ranking import best_of, require_ranking, score_of
 from curvewatch_workers.reporter import Reporter
+from curvewatch_workers.resuming import read_latest
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.sources import Source, source_of
 from curvewatch_workers.step import OptimizerStep
@@ -92,7 +94,9 @@ class Trainer:
         self._foreign: dict[Split, ForeignMetrics] = {
             split: ForeignMetrics(foreign, group.device) for split in SPLITS
         }
-        self._stopper = make_stopper(spec, (*metric_names(sums), *foreign))
+        names = (*metric_names(sums), *foreign)
+        self._stopper = make_stopper(spec, names)
+        require_ranking(spec.checkpoints.best, names)
         self._best = BestWeights() if spec.policy.restores_best and group.rank == 0 else NoBestWeights()
         self._loss = Loss(task.loss, ignores_targets=task.ignores_targets)
         self._loss.to(group.device)
@@ -127,11 +131,12 @@ class Trainer:
         self._layout.require_agreement(self._group, self._sizes)
 
     def resume(self) -> int:
-        """Go on from the latest checkpoint, if there is one; return the last finished epoch, 0 without one."""
-        with self._checkpoints.latest() as folder:
-            if folder is None:
-                return 0
-            snapshot = Snapshot.read(folder, self._group.device)
+        """Go on from the latest checkpoint that can be read; return the last finished epoch, 0 without one."""
+        snapshot, damages = read_latest(self._checkpoints, self._group)
+        for damage in damages:
+            self._tell("checkpoint_unreadable", damage)
+        if snapshot is None:
+            return 0
         self._model.load_state_dict(snapshot.model)
         self._task.optimizer.load_state_dict(snapshot.optimizer)
         if self._task.scheduler is not None and snapshot.scheduler is not None:
@@ -269,19 +274,28 @@ class Trainer:
             return
         if ending is not None and ending.restore_best:
             self._best.put_back(self._model)
-        scheduler, scaler = self._task.scheduler, self._step.scaler
+        scheduler, scaler, best = self._task.scheduler, self._step.scaler, self._spec.checkpoints.best
         snapshot = Snapshot(
             epoch=record.epoch,
+            attempt=self._attempt,
             model=self._model.state_dict(),
             optimizer=self._task.optimizer.state_dict(),
             scheduler=scheduler.state_dict() if scheduler is not None else None,
             stopper=self._stopper.state(),
             scaler=scaler.state_dict() if scaler.is_enabled() else None,
             best_model=self._best.state(),
+            best=best_of(self._records, best),
             records=self._records,
         )
-        self._checkpoints.save(record.epoch, snapshot.write, validation_loss=record.validation.loss)
+        score = score_of(record, best)
+        problem = self._checkpoints.save(record.epoch, snapshot.write, score=score, last=ending is not None)
+        if problem is not None:
+            self._tell("checkpoint_not_kept", problem)
         self._checkpointed_at = time.monotonic()
+
+    def _tell(self, reason: str, message: str) -> None:
+        event = WorkerEvent(attempt=self._attempt, time=self._now(), reason=reason, message=message)
+        self._reporter.send(event)
 
     def _cost_since(self, clock: float) -> tuple[float, int]:
         """Return seconds and peak GPU memory of this epoch; waits for the device, once an epoch."""
@@ -315,13 +329,9 @@ class Trainer:
         layers = batch_statistics(self._model)
         if not layers or self._group.world_size == 1:
             return
-        self._reporter.send(
-            WorkerEvent(
-                attempt=self._attempt,
-                time=self._now(),
-                reason="batch_statistics_per_rank",
-                message=f"{len(layers)} BatchNorm layers ({layers[0]}, ...) take their statistics from each worker's "
-                "share, and rank 0's are validated: the curve depends on the number of workers; set "
-                "training.sync_batchnorm on GPUs, or use GroupNorm",
-            )
+        self._tell(
+            "batch_statistics_per_rank",
+            f"{len(layers)} BatchNorm layers ({layers[0]}, ...) take their statistics from each worker's "
+            "share, and rank 0's are validated: the curve depends on the number of workers; set "
+            "training.sync_batchnorm on GPUs, or use GroupNorm",
         )

@@ -25,6 +25,7 @@ from curvewatch_workers.contract.records import (
     SplitRecord,
 )
 from curvewatch_workers.contract.spec import (
+    BestSpec,
     CheckpointSpec,
     CodeSpec,
     EarlyStoppingSpec,
@@ -44,6 +45,7 @@ __all__ = [
     "SPLITS",
     "WORKER_JOB_VARIABLE",
     "AttemptStarted",
+    "BestSpec",
     "CheckpointSpec",
     "CodeSpec",
     "ContractError",

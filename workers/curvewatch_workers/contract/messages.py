@@ -83,9 +83,9 @@ class RunFinished(Record):
     traceback: str | None = Field(default=None, max_length=65536)
     """Traceback of the user's code, when that is what failed."""
     checkpoint: str | None = None
-    """Path of the latest checkpoint."""
+    """Path or URI of the latest checkpoint."""
     best_checkpoint: str | None = None
-    """Path of the checkpoint of lowest validation loss."""
+    """Path or URI of the best checkpoint by `checkpoints.best`; null when none has a finite number."""
 
 
 IngestMessage = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -15,10 +16,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 TASK_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 LABEL_KEY_PATTERN = r"^[a-zA-Z_][a-zA-Z0-9_]{0,62}$"
+CONFIDENTIAL = "confidential"
+"""Type of an error whose value must not be shown."""
 
 
 def _printable(value: str) -> str:
@@ -134,13 +138,46 @@ class ScalingSpec(Spec):
         return self.workers * self.gpus_per_worker
 
 
+def _storage_address(value: str) -> str:
+    """Check a place for checkpoints: the same on every machine, and nothing in it that the API may not show."""
+    if "://" not in value:
+        if not value.startswith("/"):
+            raise ValueError(
+                f"must be an absolute path or a URI such as `s3://bucket/folder`, got {value!r}; "
+                "a relative path means another folder on each machine"
+            )
+        return value
+    if urlsplit(value).password is not None:
+        raise PydanticCustomError(
+            CONFIDENTIAL,
+            "must not hold a password, because the job is shown to whoever may see the run; "
+            "give the credentials to the workers' environment",
+        )
+    return value
+
+
+class BestSpec(Spec):
+    """Which checkpoint is the best: the ranking by which they are kept."""
+
+    metric: Printable = "loss"
+    """Validation number to rank by: `loss`, or the name of one of the task's metrics."""
+    mode: Literal["min", "max"] = "min"
+    """Whether lower or higher is better."""
+
+
 class CheckpointSpec(Spec):
-    """When a checkpoint is taken and how many are kept."""
+    """When a checkpoint is taken, how many are kept, and where."""
 
     every_epochs: Whole = Field(default=1, ge=1)
     """A checkpoint after each so many epochs; one is always taken after the last epoch."""
     keep: Whole = Field(default=2, ge=1)
-    """Checkpoints kept: those of lowest validation loss, and the latest always."""
+    """Checkpoints kept: so many of the best, and the latest besides."""
+    best: BestSpec = BestSpec()
+    """What makes a checkpoint better than another; a number that is not finite is worse than any that is."""
+    path: Annotated[str, AfterValidator(_printable), AfterValidator(_storage_address)] | None = None
+    """Where checkpoints are kept: an absolute path that all workers share, or a URI that pyarrow or fsspec
+    understands, such as `s3://bucket/folder`; the run's own folder is made below it. null keeps them in the
+    run's folder below the service's storage path."""
     min_interval_seconds: float = Field(default=2.0, ge=0)
     """A checkpoint that is due sooner than this after the last one is left out, so that short epochs are not
     spent on checkpoints."""

@@ -14,7 +14,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from curvewatch_workers.contract.errors import SpecError, SpecProblem
-from curvewatch_workers.contract.spec import LABEL_KEY_PATTERN, NAME_PATTERN, TASK_PATTERN, JobSpec
+from curvewatch_workers.contract.spec import (
+    CONFIDENTIAL,
+    LABEL_KEY_PATTERN,
+    NAME_PATTERN,
+    TASK_PATTERN,
+    JobSpec,
+)
 
 MAX_SPEC_BYTES = 1_000_000
 
@@ -131,6 +137,8 @@ def _message(details: ErrorDetails, location: list[int | str]) -> str:
         return f"must be a list, as in `[a, b]`, got {details['input']!r}"
     message = details["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
+    if details["type"] == CONFIDENTIAL:
+        return message
     if isinstance(details["input"], dict | list) or repr(details["input"]) in message:
         return message
     return f"{message}, got {details['input']!r}"

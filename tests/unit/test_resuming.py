@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from checkpoint_support import make_snapshot
+from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
+from curvewatch_workers.contract import WorkerEvent
+from curvewatch_workers.errors import CheckpointError, DamagedCheckpointError
+from curvewatch_workers.group import SoloGroup
+from curvewatch_workers.loop import Trainer
+from curvewatch_workers.resuming import read_latest
+from curvewatch_workers.testing import FakeGroup, RecordingReporter
+from engine_support import make_spec, make_task
+
+
+def checkpoints_of(root: Path, epochs: int) -> FolderCheckpoints:
+    checkpoints = FolderCheckpoints(root, rank=0, keep=5)
+    for epoch in range(1, epochs + 1):
+        checkpoints.save(epoch, make_snapshot(epoch).write, score=1.0, last=False)
+    return checkpoints
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    checkpoints = checkpoints_of(tmp_path, 3)
+    cut(tmp_path / "epoch-000003" / "model.pt")
+    (tmp_path / "epoch-000002" / "checkpoint.json").unlink()
+
+    snapshot, damages = read_latest(checkpoints, SoloGroup())
+
+    assert snapshot is not None
+    assert snapshot.epoch == 1
+    assert ["epoch-000003" in damages[0], "epoch-000002" in damages[1]] == [True, True]
+    assert "model.pt is not what was written" in damages[0]
+
+
+def test_when_none_can_be_read_the_run_does_not_start_over(tmp_path: Path) -> None:
+    checkpoints = checkpoints_of(tmp_path, 2)
+    for folder in tmp_path.iterdir():
+        cut(folder / "training.pt")
+
+    with pytest.raises(DamagedCheckpointError, match="none of 2 checkpoints can be read"):
+        read_latest(checkpoints, SoloGroup())
+
+
+def test_another_format_is_no_damage(tmp_path: Path) -> None:
+    checkpoints = checkpoints_of(tmp_path, 2)
+    (tmp_path / "epoch-000002" / "checkpoint.json").write_text('{"format": 1, "epoch": 2}')
+
+    with pytest.raises(CheckpointError, match="has format 1, this version reads 2"):
+        read_latest(checkpoints, SoloGroup())
+
+
+def test_what_another_rank_cannot_read_this_one_does_not_use(tmp_path: Path) -> None:
+    class OtherRankCannotReadTheThird(FakeGroup):
+        def first_problem(self, problem: str | None) -> str | None:
+            self.asked = getattr(self, "asked", 0) + 1
+            return "rank 1: stale file handle" if self.asked == 2 else problem
+
+    snapshot, damages = read_latest(checkpoints_of(tmp_path, 3), OtherRankCannotReadTheThird(0, 2))
+
+    assert snapshot is not None
+    assert snapshot.epoch == 2
+    assert damages == ("rank 1: stale file handle",)
+
+
+def test_without_checkpoints_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    assert read_latest(NoCheckpoints(), SoloGroup()) == (None, ())
+    assert read_latest(FolderCheckpoints(tmp_path / "none", rank=0, keep=1), SoloGroup()) == (None, ())
+
+
+def test_the_run_tells_what_it_could_not_read_and_replaces_it(tmp_path: Path) -> None:
+    def trainer(epochs: int, reporter: RecordingReporter) -> Trainer:
+        return Trainer(
+            run_id="toy",
+            attempt=1,
+            spec=make_spec(epochs=epochs, checkpoints={"min_interval_seconds": 0, "keep": 5}),
+            task=make_task(),
+            group=SoloGroup(),
+            checkpoints=FolderCheckpoints(tmp_path, rank=0, keep=5),
+            reporter=reporter,
+        )
+
+    trainer(3, RecordingReporter()).run(after_epoch=0)
+    cut(tmp_path / "epoch-000003" / "model.pt")
+    reporter = RecordingReporter()
+    again = trainer(4, reporter)
+    after_epoch = again.resume()
+    again.run(after_epoch=after_epoch)
+
+    assert after_epoch == 2
+    events = [message for message in reporter.messages if isinstance(message, WorkerEvent)]
+    assert [event.reason for event in events] == ["checkpoint_unreadable"]
+    assert "epoch-000003 cannot be read" in events[0].message
+    assert [record.epoch for record in reporter.records] == [1, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"epoch-00000{n}" for n in (1, 2, 3, 4)]
+    snapshot, damages = read_latest(FolderCheckpoints(tmp_path, rank=0, keep=5), SoloGroup())
+    assert snapshot is not None
+    assert (snapshot.epoch, snapshot.attempt, damages) == (4, 1, ())
