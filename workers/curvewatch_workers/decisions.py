@@ -112,3 +112,17 @@ def ending_after(record: EpochRecord, spec: JobSpec, control: Control, plateau: 
             outcome=Outcome.PAUSED, reason=f"paused after epoch {record.epoch}, to go on from its checkpoint"
         )
     return None
+
+
+def restarts_left(max_restarts: int, *, attempts: int, deaths: int) -> int:
+    """Return how often the group may restart under the next controller; below 0 when there may be none.
+
+    The next group is itself a restart. Ray Train counts the restarts under one controller only, so they are counted
+    here by the attempts: however a job's restarts are spread over controllers, they are `max_restarts` in all.
+
+    Args:
+        max_restarts: What the job allows.
+        attempts: Starts of the group so far, under all controllers of this job.
+        deaths: Controllers that died, this one included; one may die before its group has started.
+    """
+    return max_restarts - max(attempts, deaths)

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
+from ray.exceptions import ActorDiedError
 from ray.train import CheckpointUploadMode, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.state import list_actors
 
-from curvewatch_workers.contract import WORKER_JOB_VARIABLE, Outcome, RunFinished, RunLayout, WorkerJob
+from curvewatch_workers.contract import (
+    WORKER_JOB_VARIABLE,
+    Outcome,
+    RunFinished,
+    RunLayout,
+    WorkerEvent,
+    WorkerJob,
+    last_failure,
+)
+from curvewatch_workers.decisions import restarts_left
 from curvewatch_workers.errors import printable
 from curvewatch_workers.group import group_of_process
 from curvewatch_workers.loop import utc_now
 from curvewatch_workers.reporter import reporter_for
-from curvewatch_workers.worker import WorkerEnding, last_failure, run_worker
+from curvewatch_workers.worker import WorkerEnding, latest_attempt, run_worker
 
 logger = logging.getLogger(__name__)
+
+WORKERS_GONE_SECONDS = 120.0
+"""How long the workers of a controller that died may live on until the job gives up."""
+_REGISTRY = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the run's checkpoints, below the run's folder."""
 
 
 class RayCheckpoints:
@@ -76,9 +94,58 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(job: WorkerJob) -> RunFinished:
-    """Train the job on the cluster; return how it ended, whatever happened."""
+    """Train the job on the cluster; return how it ended, whatever happened.
+
+    The death of Ray Train's controller, which takes its workers along, counts like that of a worker: it is followed
+    by another fit from the latest checkpoint, as long as the job's restarts last.
+
+    Raises:
+        RuntimeError: Workers of a dead controller live on: the end of this process will end them.
+    """
+    layout, allowed = RunLayout(job.storage_path, job.run_id), job.spec.fault_tolerance.max_restarts
+    before, deaths, left = latest_attempt(layout), 0, allowed
+    while True:
+        _set_torn_registry_aside(layout)
+        try:
+            return _fit_once(job, max_failures=left)
+        except ActorDiedError as error:
+            logger.exception("The controller died", extra={"action": "controller_died", "run_id": job.run_id})
+            deaths += 1
+            left = restarts_left(allowed, attempts=latest_attempt(layout) - before, deaths=deaths)
+            if left < 0 or error.actor_init_failed:
+                reason = f"Ray Train's controller died, and max_restarts is {allowed}: {_first_line(error)}"
+                return _finished(job, WorkerEnding(outcome=Outcome.FAILED, reason=reason), None, None)
+            _tell_of_death(job, layout, restart=allowed - left, allowed=allowed)
+            _wait_until_workers_are_gone()
+
+
+def _fit_once(job: WorkerJob, *, max_failures: int) -> RunFinished:
+    """Train under one controller, which restarts the workers so many times.
+
+    Raises:
+        ActorDiedError: The controller died.
+    """
+    try:
+        result = _trainer(job, max_failures=max_failures).fit()
+    except TrainingFailedError as error:
+        logger.exception("Training failed", extra={"action": "fit_failed", "run_id": job.run_id})
+        kept = last_failure(RunLayout(job.storage_path, job.run_id), job.submission)
+        ending = (
+            WorkerEnding(outcome=Outcome.FAILED, reason=_first_line(error))
+            if kept is None
+            else WorkerEnding.of_failure(kept, "failed")
+        )
+        return _finished(job, ending, None, None)
+    ending = WorkerEnding.model_validate(result.return_value)
+    best = min(result.best_checkpoints or [], key=lambda pair: pair[1]["validation_loss"], default=None)
+    return _finished(
+        job, ending, result.checkpoint.path if result.checkpoint else None, best[0].path if best else None
+    )
+
+
+def _trainer(job: WorkerJob, *, max_failures: int) -> TorchTrainer:
     spec = job.spec
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_worker,
         train_loop_config={"job": job.model_dump_json()},
         torch_config=TorchConfig(backend="nccl" if spec.scaling.gpus_per_worker else "gloo"),
@@ -90,7 +157,7 @@ def fit(job: WorkerJob) -> RunFinished:
         run_config=RunConfig(
             name=job.run_id,
             storage_path=job.storage_path,
-            failure_config=ray.train.FailureConfig(max_failures=spec.fault_tolerance.max_restarts),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=spec.checkpoints.keep,
                 checkpoint_score_attribute="validation_loss",
@@ -98,18 +165,52 @@ def fit(job: WorkerJob) -> RunFinished:
             ),
         ),
     )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        logger.exception("Training failed", extra={"action": "fit_failed", "run_id": job.run_id})
-        kept = last_failure(RunLayout(job.storage_path, job.run_id), job.submission)
-        ending = kept or WorkerEnding(outcome=Outcome.FAILED, reason=_first_line(error))
-        return _finished(job, ending, None, None)
-    ending = WorkerEnding.model_validate(result.return_value)
-    best = min(result.best_checkpoints or [], key=lambda pair: pair[1]["validation_loss"], default=None)
-    return _finished(
-        job, ending, result.checkpoint.path if result.checkpoint else None, best[0].path if best else None
+
+
+def _tell_of_death(job: WorkerJob, layout: RunLayout, *, restart: int, allowed: int) -> None:
+    """Tell the service that the controller died. Waits for a service that is away no longer than a reporter does."""
+    reporter = reporter_for(job, f"driver-{job.submission:06d}")
+    message = (
+        f"Ray Train's controller died; its workers start again from the latest checkpoint (restart {restart} of "
+        f"{allowed})"
     )
+    reporter.send(
+        WorkerEvent(attempt=latest_attempt(layout), time=utc_now(), reason="controller_died", message=message)
+    )
+    reporter.close()
+
+
+def _wait_until_workers_are_gone() -> None:
+    """Wait until Ray has ended the workers of the dead controller: no two groups may train at once.
+
+    Raises:
+        RuntimeError: It has not, in `WORKERS_GONE_SECONDS`.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    filters = [("job_id", "=", job), ("class_name", "=", "RayTrainWorker"), ("state", "!=", "DEAD")]
+    deadline = time.monotonic() + WORKERS_GONE_SECONDS
+    while alive := list_actors(filters=filters, limit=10_000, raise_on_missing_output=False):
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{len(alive)} workers of a controller that died still live after {WORKERS_GONE_SECONDS:.0f} s; "
+                "this job ends, and they with it"
+            )
+        time.sleep(0.2)
+
+
+def _set_torn_registry_aside(layout: RunLayout) -> None:
+    """Rename a list of checkpoints that cannot be read: the controller died while it wrote it.
+
+    Ray Train would refuse to start. Without the list the run trains from its first epoch, to the same curve.
+    """
+    path = layout.root / _REGISTRY
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        logger.warning("%s cannot be read and is set aside", path, extra={"action": "registry_torn"})
+        path.replace(path.with_name(f"{_REGISTRY}.torn"))
 
 
 def main() -> int:

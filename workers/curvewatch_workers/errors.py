@@ -4,7 +4,8 @@ WorkersError
 ├── TaskError: the user's callable, or what it returned, cannot be used
 │   └── UserCodeError: the user's code raised; carries its traceback, trimmed of ours
 ├── LayoutMismatchError: the ranks disagree on the buffer of the epoch
-└── CheckpointError: a checkpoint cannot be used
+├── CheckpointError: a checkpoint cannot be used
+└── SupersededError: a later attempt of the run has started
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class LayoutMismatchError(WorkersError):
 
 class CheckpointError(WorkersError):
     """A checkpoint cannot be used."""
+
+
+class SupersededError(WorkersError):
+    """A later attempt of the run has started, and only the latest may train."""
 
 
 def user_traceback(error: BaseException) -> str:
