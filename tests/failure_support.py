@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from curvewatch_service.ray_head import HeadState
 from curvewatch_service.schemas import EpochView, EventView, RunView, SplitView
@@ -90,10 +91,24 @@ class Finished:
     run: RunView
     epochs: list[EpochView]
     events: list[EventView]
+    metrics: str
+    """The service's `/metrics` just after its end."""
     kept: set[tuple[int, int]]
     """Epoch and attempt of each record in the store, replaced ones too."""
     spooled: set[tuple[int, int]]
     """The same of each record that an attempt spooled, those that it took from a checkpoint left out."""
+
+    def value(self, series: str, **labels: str) -> float:
+        """Return the value of one of the run's series."""
+        (value,) = [
+            sample.value
+            for family in text_string_to_metric_families(self.metrics)
+            for sample in family.samples
+            if sample.name == series
+            and labels.items() <= sample.labels.items()
+            and sample.labels.get("run_id") == self.run.run_id
+        ]
+        return value
 
     def count(self, reason: str) -> int:
         """Return the number of events of this reason."""
@@ -171,13 +186,14 @@ class Range:
     def _finish(self, run_id: str) -> Finished:
         run = self._service.wait_for_end(run_id)
         with self._service.client() as client:
-            epochs, events = client.epochs(run_id), client.events(run_id)
+            epochs, events, metrics = client.epochs(run_id), client.events(run_id), client.metrics_text()
         spool = RunLayout(self._service.data_dir / "runs", run_id).spool
         records = [record for path in spool.glob("attempt-*.jsonl") for record in read_epochs(path)]
         return Finished(
             run=run,
             epochs=epochs,
             events=events,
+            metrics=metrics,
             kept=self._kept(run_id),
             spooled={(record.epoch, record.attempt) for record in records},
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from failure_support import Finished, Moment, Part, Range, require_same_curve
+from failure_support import EPOCHS, SAMPLES, Finished, Moment, Part, Range, require_same_curve
 from ray_support import ServiceProcess
 
 SEED = 7
@@ -41,6 +41,9 @@ def test_the_death_of_a_part_changes_no_number(runs: dict[Part | None, Finished]
 
     assert disturbed.count(part.told_as) == 1
     assert disturbed.run.attempt == 2
+    assert disturbed.value("curvewatch_samples_total") == EPOCHS * SAMPLES, "no epoch counts twice"
+    assert disturbed.value("curvewatch_worker_restarts_total") == 1
+    assert disturbed.value("curvewatch_replay_mismatches_total", reason="resume_not_faithful") == 0
     assert disturbed.run.submission_id == f"{disturbed.run.run_id}-{2 if part is Part.DRIVER else 1}"
 
 
@@ -48,4 +51,4 @@ def test_an_undisturbed_run_trains_each_epoch_once(runs: dict[Part | None, Finis
     alone = runs[None]
 
     assert alone.run.attempt == 1
-    assert alone.kept == {(epoch, 1) for epoch in range(1, 7)}
+    assert alone.kept == {(epoch, 1) for epoch in range(1, EPOCHS + 1)}

@@ -165,6 +165,22 @@ def test_the_last_failure_can_be_told_when_there_is_no_further_attempt(tmp_path:
     assert repeated_failure(layout, 1) is None
 
 
+def test_a_start_of_the_job_that_outlives_its_successor_does_not_train_again(
+    tmp_path: Path, counter: Path
+) -> None:
+    """Its workers were ended by a later attempt; its own controller, cut off, starts them again."""
+    counter.write_text("0")
+    start(tmp_path, {"counter": str(counter)}, submission=1)
+    start(tmp_path, {"counter": str(counter)}, submission=2)
+
+    ending, reporter = start(tmp_path, {"counter": str(counter)}, submission=1)
+
+    assert ending.outcome is Outcome.FAILED
+    assert "start 2 of it has begun to train" in ending.reason
+    assert reporter is None
+    assert latest_attempt(RunLayout(tmp_path / "runs", "toy-1")) == 2
+
+
 def test_an_attempt_ends_before_it_tells_an_epoch_when_a_later_one_has_started(
     tmp_path: Path, counter: Path
 ) -> None:

@@ -106,10 +106,10 @@ def run_worker(
         make_reporter: Makes rank 0's reporter of an attempt.
     """
     layout = RunLayout(job.storage_path, job.run_id)
-    repeated = group.first_problem(_repeated_ending(layout, job.submission) if group.rank == 0 else None)
-    if repeated is not None:
-        return WorkerEnding.model_validate_json(repeated)
-    attempt = _claim_attempt(layout, group)
+    over = group.first_problem(_ending_before_start(layout, job.submission) if group.rank == 0 else None)
+    if over is not None:
+        return WorkerEnding.model_validate_json(over)
+    attempt = _claim_attempt(layout, group, job.submission)
     reporter: Reporter = NullReporter()
     if group.rank == 0:
         reporter = FencedReporter(make_reporter(attempt), layout, attempt)
@@ -191,13 +191,13 @@ def _task_ending(error: WorkersError) -> WorkerEnding:
     return WorkerEnding(outcome=Outcome.FAILED, reason=str(error), traceback=text)
 
 
-def _claim_attempt(layout: RunLayout, group: Group) -> int:
+def _claim_attempt(layout: RunLayout, group: Group, submission: int) -> int:
     """Number this start of the worker group: rank 0 creates the attempt's file, which only one can."""
     number = 0
     if group.rank == 0:
         layout.attempts.mkdir(parents=True, exist_ok=True)
         number = 1 + latest_attempt(layout)
-        while not _create(layout.attempts / f"{number:06d}"):
+        while not _create(layout.attempts / f"{number:06d}", str(submission)):
             number += 1
     claimed = torch.tensor(number, dtype=torch.int64, device=group.device)
     group.broadcast(claimed)
@@ -209,11 +209,13 @@ def latest_attempt(layout: RunLayout) -> int:
     return max((int(path.name) for path in layout.attempts.glob("*") if path.name.isdigit()), default=0)
 
 
-def _create(path: Path) -> bool:
+def _create(path: Path, text: str) -> bool:
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
         return False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
     return True
 
 
@@ -235,6 +237,22 @@ def _keep_failure(
         )
 
 
-def _repeated_ending(layout: RunLayout, submission: int) -> str | None:
+def _ending_before_start(layout: RunLayout, submission: int) -> str | None:
+    """Return why this group must not train: a newer start of the job does, or it would fail as it did before."""
+    newest = max(
+        (_submission_in(path) for path in layout.attempts.glob("*") if path.name.isdigit()), default=0
+    )
+    if newest > submission:
+        reason = (
+            f"start {submission} of the job ends: start {newest} of it has begun to train, and only the latest may; "
+            "there is nothing to do"
+        )
+        return WorkerEnding(outcome=Outcome.FAILED, reason=reason).model_dump_json()
     failure = repeated_failure(layout, submission)
     return None if failure is None else WorkerEnding.of_failure(failure, "failed twice").model_dump_json()
+
+
+def _submission_in(path: Path) -> int:
+    """Return which start of the job claimed an attempt; 0 while its file is being written."""
+    text = path.read_text(encoding="utf-8")
+    return int(text) if text.isdigit() else 0
