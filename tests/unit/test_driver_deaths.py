@@ -22,11 +22,12 @@ from curvewatch_workers.contract import (
     ScalingSpec,
 )
 from reconcile_support import World, finished
-from store_support import attempt_message, epoch_message, new_run
+from store_support import START, attempt_message, epoch_message, new_run
 
 KILLED = "Job entrypoint command failed with exit code -9"
 FAILURE = KeptFailure(
     submission=1,
+    time=START,
     error="OSError: sample 7 cannot be read",
     position=(3, "train", 4),
     traceback="Traceback (most recent call last): ...",

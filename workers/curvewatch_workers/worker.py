@@ -224,6 +224,7 @@ def _keep_failure(
 ) -> None:
     failure = KeptFailure(
         submission=submission,
+        time=utc_now(),
         error=printable(f"{type(error).__name__}: {error}"),
         position=position,
         traceback=user_traceback(error),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from curvewatch_workers.contract.layout import RunLayout
 from curvewatch_workers.contract.records import Record, Split
@@ -13,6 +13,8 @@ class KeptFailure(Record):
 
     submission: int = Field(ge=1)
     """Which start of the Ray job it belongs to, from 1."""
+    time: AwareDatetime
+    """When it was raised."""
     error: str
     """Type and message of the exception."""
     position: tuple[int, Split, int]
@@ -32,7 +34,10 @@ class KeptFailure(Record):
 
 
 def last_failure(layout: RunLayout, submission: int) -> KeptFailure | None:
-    """Return the failure of the last attempt of a submission that left one; None when none did."""
+    """Return the first failure of the last attempt of a submission that left any; None when none did.
+
+    What fails first is the cause: the other ranks fail when they miss their peer.
+    """
     attempts = _by_attempt(layout, submission)
     return attempts[-1][0] if attempts else None
 
@@ -50,7 +55,7 @@ def repeated_failure(layout: RunLayout, submission: int) -> KeptFailure | None:
 
 
 def _by_attempt(layout: RunLayout, submission: int) -> list[list[KeptFailure]]:
-    """Return the kept failures of a submission: those of each attempt that left any, in order."""
+    """Return the kept failures of a submission: those of each attempt that left any, in order of attempt and time."""
     attempts: dict[str, list[KeptFailure]] = {}
     for path in sorted(layout.attempts.glob("*-failure-*.json")):
         try:
@@ -59,4 +64,4 @@ def _by_attempt(layout: RunLayout, submission: int) -> list[list[KeptFailure]]:
             continue
         if failure.submission == submission:
             attempts.setdefault(path.name.split("-")[0], []).append(failure)
-    return list(attempts.values())
+    return [sorted(failures, key=lambda failure: failure.time) for failures in attempts.values()]
