@@ -234,7 +234,8 @@ class Reconciler:
         """Tell whether the death of its driver is too recent for another start."""
         deaths = self._store.setbacks(run.run_id, DRIVER_DIED)
         pause = timedelta(seconds=pause_after(deaths.count))
-        return deaths.latest is not None and self._now() < deaths.latest + pause
+        # A death that lies ahead was told before the clock was set back: nobody waits for it.
+        return deaths.latest is not None and deaths.latest <= self._now() < deaths.latest + pause
 
     def _submit(self, run: Run) -> None:
         try:

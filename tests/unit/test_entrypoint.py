@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from curvewatch_workers import entrypoint
 from curvewatch_workers.contract import IngestMessage, Outcome, RunFinished, RunLayout, WorkerEvent, WorkerJob
@@ -31,6 +31,7 @@ class Controllers:
         self.lives = iter(lives)
         self.budgets: list[int] = []
         self.waits = 0
+        self.error = ActorDiedError()
 
     def fit_once(self, job: WorkerJob, *, max_failures: int) -> RunFinished:
         self.budgets.append(max_failures)
@@ -39,7 +40,7 @@ class Controllers:
         for attempt in range(number + 1, number + started + 1):
             (self.attempts / f"{attempt:06d}").touch()
         if dies:
-            raise ActorDiedError
+            raise self.error
         return entrypoint._finished(job, WorkerEnding(outcome=Outcome.SUCCEEDED, reason="done"), None, None)
 
     def wait(self) -> None:
@@ -97,8 +98,23 @@ def test_restarts_are_bounded_over_all_controllers(
     finished = run(job, controllers)
 
     assert finished.outcome is Outcome.FAILED
-    assert "Ray Train's controller died, and max_restarts is 3" in finished.reason
+    assert "has no restarts left (max_restarts is 3)" in finished.reason
     assert controllers.budgets == budgets
+
+
+def test_a_controller_that_cannot_be_started_ends_the_run_with_its_reason(
+    tmp_path: Path, run: Callable[[WorkerJob, Controllers], RunFinished]
+) -> None:
+    job = _job(tmp_path)
+    controllers = Controllers(job, (0, True), (1, False))
+    text = "Traceback (most recent call last):\n  ...\nOSError: no such bucket\n"
+    controllers.error = ActorDiedError(RayTaskError("__init__", text, OSError("no such bucket")))
+
+    finished = run(job, controllers)
+
+    assert finished.outcome is Outcome.FAILED
+    assert finished.reason == "Ray Train's controller cannot be started: OSError: no such bucket"
+    assert controllers.budgets == [3]
 
 
 def test_attempts_of_earlier_submissions_are_not_counted(

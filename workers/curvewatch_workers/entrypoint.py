@@ -112,11 +112,23 @@ def fit(job: WorkerJob) -> RunFinished:
             logger.exception("The controller died", extra={"action": "controller_died", "run_id": job.run_id})
             deaths += 1
             left = restarts_left(allowed, attempts=latest_attempt(layout) - before, deaths=deaths)
-            if left < 0 or error.actor_init_failed:
-                reason = f"Ray Train's controller died, and max_restarts is {allowed}: {_first_line(error)}"
-                return _finished(job, WorkerEnding(outcome=Outcome.FAILED, reason=reason), None, None)
+            trouble = _why_not_again(error, left=left, allowed=allowed)
+            if trouble is not None:
+                return _finished(job, WorkerEnding(outcome=Outcome.FAILED, reason=trouble), None, None)
             _tell_of_death(job, layout, restart=allowed - left, allowed=allowed)
             _wait_until_workers_are_gone()
+
+
+def _why_not_again(error: ActorDiedError, *, left: int, allowed: int) -> str | None:
+    """Return why no other controller follows one that died; None when one does."""
+    if error.actor_init_failed:
+        return f"Ray Train's controller cannot be started: {str(error).strip().splitlines()[-1]}"
+    if left < 0:
+        return (
+            f"Ray Train's controller died, and the run has no restarts left (max_restarts is {allowed}); look at its "
+            "log, raise fault_tolerance.max_restarts, and submit it again"
+        )
+    return None
 
 
 def _fit_once(job: WorkerJob, *, max_failures: int) -> RunFinished:
