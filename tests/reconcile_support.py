@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from curvewatch_service.reconcile import Reconciler
@@ -24,6 +24,10 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def time_of_day(self) -> datetime:
+        """The real time, as far ahead as the test has moved this clock."""
+        return datetime.now(UTC) + timedelta(seconds=self.now - 1000.0)
+
 
 @dataclass
 class World:
@@ -39,12 +43,14 @@ class World:
     def build(cls, folder: Path, *, ray_address: str | None = None) -> World:
         settings = Settings(data_dir=folder, ray_address=ray_address, shutdown_grace_seconds=20)
         store, cluster, clock = Store(database_url(folder)), FakeCluster(), Clock()
-        reconciler = Reconciler(store, cluster, settings, clock=clock)
+        reconciler = Reconciler(store, cluster, settings, clock=clock, now=clock.time_of_day)
         return cls(settings=settings, store=store, cluster=cluster, clock=clock, reconciler=reconciler)
 
     def restarted(self) -> World:
         """The same after a new start of the service: what was in memory is gone."""
-        reconciler = Reconciler(self.store, self.cluster, self.settings, clock=self.clock)
+        reconciler = Reconciler(
+            self.store, self.cluster, self.settings, clock=self.clock, now=self.clock.time_of_day
+        )
         return World(self.settings, self.store, self.cluster, self.clock, reconciler)
 
     def run(self, run_id: str = "digits-1") -> Run:

@@ -15,6 +15,8 @@ CHARACTERS = 128  # ASCII; whatever else is in the source becomes a question mar
 
 
 class Block(nn.Module):
+    """Attention, then a layer for each place."""
+
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
@@ -24,14 +26,18 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape, [batch, length, width]."""
         parts = self.query_key_value(self.first(x)).unflatten(-1, (3, self.heads, -1)).movedim(2, 0)
         query, key, value = parts.transpose(2, 3)  # [batch, heads, length, width / heads] each
         seen = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.dropout(self.projection(seen.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.inner(self.second(x)))
+        changed: Tensor = x + self.dropout(self.inner(self.second(x)))
+        return changed
 
 
 class Gpt(nn.Module):
+    """From characters to what may follow each."""
+
     def __init__(self, width: int, layers: int, heads: int, length: int, dropout: float) -> None:
         super().__init__()
         self.characters, self.places = nn.Embedding(CHARACTERS, width), nn.Embedding(length, width)

@@ -51,6 +51,8 @@ class JobState:
     state: JobStatus
     message: str = ""
     """Ray's own words; empty when it has none."""
+    exit_code: int | None = None
+    """What its driver ended with, below 0 for a signal; None while it runs, and when Ray does not know."""
 
 
 class Cluster(Protocol):
@@ -177,7 +179,11 @@ class RayCluster:
         if answer is None:
             return None
         with self._understanding("a job"):
-            return JobState(state=JobStatus(answer["status"]), message=str(answer.get("message") or ""))
+            return JobState(
+                state=JobStatus(answer["status"]),
+                message=str(answer.get("message") or ""),
+                exit_code=answer.get("driver_exit_code"),
+            )
 
     def logs(self, submission_id: str) -> str:
         """Return the end of what the job's driver printed, empty when there is none."""

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 
 from curvewatch_service.cluster import JobState, JobStatus
 from curvewatch_service.runs import RunState
-from curvewatch_service.store import CLUSTER_LOST_JOB, Run
-from curvewatch_workers.contract import Control, Outcome
+from curvewatch_service.store import CLUSTER_LOST_JOB, DRIVER_DIED, Run
+from curvewatch_workers.contract import Control, KeptFailure, Outcome
+
+FIRST_PAUSE_SECONDS = 2.0
+"""Before a run whose driver died is given to the cluster again; doubled with each death."""
+LONGEST_PAUSE_SECONDS = 300.0
+LARGEST_EXIT_CODE = 128
+"""Above it a shell tells of a signal that ended its command."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,8 @@ def decide(
     told_all: bool = True,
     taken: bool = False,
     losses: int = 0,
+    deaths: int = 0,
+    failure: KeptFailure | None = None,
 ) -> Action | None:
     """Return what to do about a run that the cluster should have.
 
@@ -56,6 +64,8 @@ def decide(
         told_all: Whether the last words of a job that has ended have had their time to reach the spool.
         taken: Whether the cluster is known to have had the job.
         losses: How often our own cluster ended under the run since its last new epoch, before now.
+        deaths: How often its driver died since its last new epoch, before now.
+        failure: What the user's code has failed with twice at the same step of the latest submission.
     """
     if job is not None and not job.state.ended:
         return StopJob() if run.state is RunState.STOPPING and stop_overdue else None
@@ -63,7 +73,9 @@ def decide(
         return _after_outcome(run, run.outcome)
     if job is None:
         return _after_loss(run, embedded=embedded, taken=taken, losses=losses + 1)
-    return _after_silent_end(run, job) if told_all or _ended_as_asked(run, job) else None
+    if not (told_all or _ended_as_asked(run, job)):
+        return None
+    return _after_silent_end(run, job, deaths=deaths + 1, failure=failure)
 
 
 def _after_outcome(run: Run, outcome: Outcome) -> Move:
@@ -115,22 +127,54 @@ def _ended_as_asked(run: Run, job: JobState) -> bool:
     return asked and job.state is JobStatus.STOPPED
 
 
-def _after_silent_end(run: Run, job: JobState) -> Move:
+def _after_silent_end(run: Run, job: JobState, *, deaths: int, failure: KeptFailure | None) -> Move:
     """The job is over, and its program did not tell how it ended."""
-    first_line = job.message.partition("\n")[0].strip()
+    if run.state is RunState.STOPPING:
+        return Move(target=RunState.STOPPED, reason="stopped before the end of its epoch")
+    if failure is not None:
+        reason = failure.told("failed twice")
+        return Move(target=RunState.FAILED, reason=reason, traceback=failure.traceback)
+    if run.control is Control.PAUSE and job.state is not JobStatus.SUCCEEDED:
+        return _paused(run, "ended before it could pause")
     if job.state is JobStatus.STOPPED:
-        if run.state is RunState.STOPPING:
-            return Move(target=RunState.STOPPED, reason="stopped before the end of its epoch")
-        if run.control is Control.PAUSE:
-            return _paused(run, "ended before it could pause")
         return Move(
             target=RunState.STOPPED, reason="its job was stopped on the cluster, not through Curvewatch"
         )
     if job.state is JobStatus.SUCCEEDED:
         reason = "its job ended with exit code 0 but never told that the training had finished; see its log"
         return Move(target=RunState.FAILED, reason=reason)
-    reason = f"its job failed without a word of its own; Ray says: {first_line or 'nothing'}"
-    return Move(target=RunState.FAILED, reason=reason, traceback=job.message or None)
+    return _after_driver_death(run, job, deaths)
+
+
+def _after_driver_death(run: Run, job: JobState, deaths: int) -> Move:
+    """Nothing says that it would end like this again, unless it has never come further."""
+    words = job.message.partition("\n")[0].strip() or "nothing"
+    ended_itself = job.exit_code is not None and 0 < job.exit_code <= LARGEST_EXIT_CODE
+    if run.attempt == 0 and ended_itself:
+        reason = f"its job failed without a word of its own, before any worker started; Ray says: {words}"
+        return Move(target=RunState.FAILED, reason=reason, traceback=job.message or None)
+    allowed = run.spec.fault_tolerance.max_restarts
+    if deaths > allowed:
+        times = "once" if deaths == 1 else f"{deaths} times"
+        reason = (
+            f"its driver died {times} without a new epoch, and max_restarts is {allowed}; look at its log, "
+            f"raise fault_tolerance.max_restarts, and submit it again; Ray says: {words}"
+        )
+        return Move(target=RunState.FAILED, reason=reason, event=DRIVER_DIED, traceback=job.message or None)
+    reason = (
+        f"its driver died without a word; it goes on from its latest checkpoint in "
+        f"{pause_after(deaths):.0f} s ({deaths} of {allowed}); Ray says: {words}"
+    )
+    return Move(target=RunState.QUEUED, reason=reason, event=DRIVER_DIED)
+
+
+def pause_after(deaths: int) -> float:
+    """Return the seconds between a driver's death and the next submission; 0 when none died.
+
+    Args:
+        deaths: Deaths since the run's last new epoch, this one included.
+    """
+    return min(FIRST_PAUSE_SECONDS * 2 ** min(deaths - 1, 30), LONGEST_PAUSE_SECONDS) if deaths else 0.0
 
 
 def _paused(run: Run, what: str) -> Move:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
+from curvewatch_service import replays
 from curvewatch_service.runs import RunState
 from curvewatch_service.settings import Settings
 from curvewatch_service.store import Run, Snapshot, Store
@@ -125,6 +126,9 @@ def run_samples(snapshot: Snapshot, *, cluster: str) -> list[Sample]:
     }
     samples.append(Sample(series.SAMPLES, totals.train_samples, {}))
     samples += (Sample(series.NONFINITE_SAMPLES, nonfinite[split], {"split": split}) for split in SPLITS)
+    for reason in (replays.NOT_FAITHFUL, replays.DIFFERS):
+        differing = totals.differing_epochs.get(reason, 0)
+        samples.append(Sample(series.REPLAY_MISMATCHES, differing, {"reason": reason}))
     gpu_seconds = totals.worker_seconds * run.spec.scaling.gpus_per_worker
     samples.append(Sample(series.GPU_SECONDS, gpu_seconds, {}))
     identity = {"run_id": run.run_id, "run": run.name}

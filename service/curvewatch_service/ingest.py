@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
+from curvewatch_service import replays
 from curvewatch_service.errors import BadRequestError
-from curvewatch_service.rows import add_event, visible_epochs
+from curvewatch_service.rows import REPLAY_KEY, add_event, other_attempts, visible_epochs
 from curvewatch_service.runs import RunState
 from curvewatch_service.tables import AttemptRow, EpochRow, RunRow
 from curvewatch_workers import diagnosis
@@ -126,8 +127,26 @@ class Ingestion:
             add_event(
                 self._session, run_id, "receipt_not_exact", text, "worker", time=record.finished_at, key=key
             )
+        self._compare_replays(record)
         self._session.flush()
         return True
+
+    def _compare_replays(self, record: EpochRecord) -> None:
+        """Note once for an epoch that two of its attempts differ, whichever of them came first."""
+        for other in other_attempts(self._session, record):
+            one, again = sorted((other, record), key=lambda found: found.attempt)
+            numbers = replays.difference(one, again)
+            if numbers is not None:
+                add_event(
+                    self._session,
+                    record.run_id,
+                    replays.reason_for(JobSpec.model_validate_json(self._row.spec)),
+                    replays.describe(one, again, numbers),
+                    "worker",
+                    time=again.finished_at,
+                    key=f"{REPLAY_KEY}{record.epoch}",
+                )
+                return
 
     def _event(self, message: WorkerEvent) -> bool:
         _require_storable(attempt=message.attempt)

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from curvewatch_service.cluster import Cluster, JobState, JobStatus
-from curvewatch_service.decisions import Action, Move, StopJob, Submit, decide
+from curvewatch_service.decisions import Action, Move, StopJob, Submit, decide, pause_after
 from curvewatch_service.errors import CannotFitError, ClusterUnavailableError, JobRefusedError
 from curvewatch_service.planning import Resources, plan, require_fit
 from curvewatch_service.runs import RunState
 from curvewatch_service.settings import Settings
 from curvewatch_service.spool import SpoolReader
-from curvewatch_service.store import Run, Store
-from curvewatch_workers.contract import Control
+from curvewatch_service.store import CLUSTER_LOST_JOB, DRIVER_DIED, Run, Store
+from curvewatch_workers.contract import Control, KeptFailure, RunLayout, repeated_failure
 from curvewatch_workers.series import RECONCILE_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,18 @@ LONGEST_PAUSE_SECONDS = 10.0
 """Between two looks at a cluster that does not answer."""
 
 
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _job_of(run: Run) -> str:
     if run.submission_id is None:
         raise RuntimeError(f"run {run.run_id} is {run.state.label} but was never submitted")
     return run.submission_id
+
+
+def _failed(job: JobState | None) -> bool:
+    return job is not None and job.state is JobStatus.FAILED
 
 
 @dataclass
@@ -65,6 +73,7 @@ class Reconciler:
         settings: Settings,
         *,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = _utc_now,
     ) -> None:
         self.admitting = True
         """Whether queued runs are given to the cluster."""
@@ -72,6 +81,7 @@ class Reconciler:
         self._cluster = cluster
         self._settings = settings
         self._clock = clock
+        self._now = now
         self._spool = SpoolReader(store, settings.storage_path)
         self._outage = _Outage()
         self._stop_due: dict[str, float] = {}
@@ -149,7 +159,7 @@ class Reconciler:
         self._late_due = now + LATE_SPOOL_SECONDS
         seconds = self._settings.linger_seconds
         window = timedelta(seconds=max(seconds, LATE_AT_START_SECONDS) if first else seconds)
-        shown = self._store.shown_since(datetime.now(UTC) - window)
+        shown = self._store.shown_since(self._now() - window)
         for run_id in shown:
             run = self._store.run(run_id)
             if run.state.terminal:
@@ -186,8 +196,13 @@ class Reconciler:
             stop_overdue=run.state is RunState.STOPPING and self._stop_is_overdue(run, job),
             told_all=self._told_all(run, job),
             taken=_job_of(run) in self._taken,
-            losses=self._store.losses_since_progress(run.run_id) if job is None else 0,
+            losses=self._store.setbacks(run.run_id, CLUSTER_LOST_JOB).count if job is None else 0,
+            deaths=self._store.setbacks(run.run_id, DRIVER_DIED).count if _failed(job) else 0,
+            failure=self._repeated_failure(run) if _failed(job) else None,
         )
+
+    def _repeated_failure(self, run: Run) -> KeptFailure | None:
+        return repeated_failure(RunLayout(self._settings.storage_path, run.run_id), run.submission)
 
     def _admit(self) -> None:
         """Submit what is queued, oldest first, as long as it fits beside what is on the cluster."""
@@ -208,9 +223,19 @@ class Reconciler:
                 # A smaller, younger run does not overtake: a large one would wait for ever.
                 break
             free = free.minus(run.spec.scaling.total_cpus, run.spec.scaling.total_gpus)
+            if self._pauses(run):
+                # Its place is kept: nobody younger may take it in these seconds.
+                continue
             started = self._store.begin_submission(run.run_id)
             if started is not None:
                 self._guarded(started, self._submit)
+
+    def _pauses(self, run: Run) -> bool:
+        """Tell whether the death of its driver is too recent for another start."""
+        deaths = self._store.setbacks(run.run_id, DRIVER_DIED)
+        pause = timedelta(seconds=pause_after(deaths.count))
+        # A death that lies ahead was told before the clock was set back: nobody waits for it.
+        return deaths.latest is not None and deaths.latest <= self._now() < deaths.latest + pause
 
     def _submit(self, run: Run) -> None:
         try:
@@ -239,12 +264,16 @@ class Reconciler:
     def _move(self, run: Run, move: Move) -> None:
         fields = {"traceback": move.traceback} if move.traceback and not run.traceback else {}
         moved = self._store.transition(
-            run.run_id, move.target, expected={run.state}, reason=move.reason, message=move.reason, **fields
+            run.run_id,
+            move.target,
+            expected={run.state},
+            reason=move.reason,
+            message=move.reason,
+            setback=None if move.event is None else (move.event, self._now()),
+            **fields,
         )
         if not moved:
             return
-        if move.event is not None:
-            self._store.add_event(run.run_id, reason=move.event, message=move.reason)
         logger.info(
             "Run %s is %s: %s",
             run.run_id,

@@ -17,6 +17,8 @@ from curvewatch_workers.contract import EpochRecord, Outcome
 
 TERMINAL = frozenset(state for state in RunState if state.terminal)
 LARGEST_EPOCH = 2**63 - 1
+REPLAY_KEY = "replay:"
+"""Begins the key of an event that an epoch's attempts differ; no key of a worker's event has a colon."""
 
 
 def require_run(session: Session, run_id: str, *, lock: bool = False) -> RunRow:
@@ -133,6 +135,17 @@ def latest_record(session: Session, row: RunRow) -> EpochRecord | None:
     return None if record is None else EpochRecord.model_validate_json(record)
 
 
+def other_attempts(session: Session, record: EpochRecord) -> list[EpochRecord]:
+    """Return the records that other attempts have of the epoch of a record, in order of attempt."""
+    query = (
+        select(EpochRow.record)
+        .where(EpochRow.run_id == record.run_id, EpochRow.epoch == record.epoch)
+        .where(EpochRow.attempt != record.attempt)
+        .order_by(EpochRow.attempt)
+    )
+    return [EpochRecord.model_validate_json(found) for found in session.scalars(query)]
+
+
 def run_totals(session: Session, run_id: str) -> Totals:
     """Return the sums over a run's epochs."""
     columns = (
@@ -156,4 +169,14 @@ def run_totals(session: Session, run_id: str) -> Totals:
         train_nonfinite_samples=int(train_nonfinite),
         validation_nonfinite_samples=int(validation_nonfinite),
         worker_seconds=float(seconds),
+        differing_epochs=_differing_epochs(session, run_id),
     )
+
+
+def _differing_epochs(session: Session, run_id: str) -> dict[str, int]:
+    told = (
+        select(EventRow.reason, func.count())
+        .where(EventRow.run_id == run_id, EventRow.key.startswith(REPLAY_KEY))
+        .group_by(EventRow.reason)
+    )
+    return {row[0]: row[1] for row in session.execute(told)}

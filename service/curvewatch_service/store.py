@@ -25,15 +25,17 @@ from curvewatch_service.rows import (
     visible_epochs,
 )
 from curvewatch_service.runs import RunState
-from curvewatch_service.stored import Event, Run, Snapshot, Totals, run_from
+from curvewatch_service.stored import Event, Run, Setbacks, Snapshot, Totals, run_from
 from curvewatch_service.tables import EpochRow, EventRow, RunRow
 from curvewatch_workers.contract import Control, EpochRecord, IngestMessage, JobSpec
 from curvewatch_workers.series import INGESTED_MESSAGES
 
-__all__ = ["CLUSTER_LOST_JOB", "Event", "Run", "Snapshot", "Store", "Totals"]
+__all__ = ["CLUSTER_LOST_JOB", "DRIVER_DIED", "Event", "Run", "Setbacks", "Snapshot", "Store", "Totals"]
 
 CLUSTER_LOST_JOB = "cluster_lost_job"
 """Reason of the event that our own cluster ended under a run."""
+DRIVER_DIED = "driver_died"
+"""Reason of the event that a run's driver ended without a word."""
 _SETTABLE = frozenset({"world_size", "outcome_reason", "traceback", "checkpoint", "best_checkpoint"})
 
 
@@ -132,6 +134,7 @@ class Store:
         reason: str,
         message: str,
         actor: str = "service",
+        setback: tuple[str, datetime] | None = None,
         **fields: object,
     ) -> bool:
         """Move a run, if it is still in one of the expected states; with the event `state_<target>`.
@@ -143,6 +146,7 @@ class Store:
             reason: Why it is in its new state, for the run.
             message: What happened, for the event.
             actor: Who did it: a user's name, `service` or `worker`.
+            setback: Reason and time of a further event with the same message, for `setbacks` to count.
             **fields: More of the run: world_size, outcome_reason, traceback, checkpoint, best_checkpoint.
 
         Returns:
@@ -161,6 +165,8 @@ class Store:
             for name, value in fields.items():
                 setattr(row, name, value)
             move(session, row, target, reason=reason, message=message, actor=actor)
+            if setback is not None:
+                add_event(session, run_id, setback[0], message, actor, time=setback[1])
             _settle_curve(session, row)
             return True
 
@@ -289,20 +295,28 @@ class Store:
                 for row in session.scalars(query)
             ]
 
-    def losses_since_progress(self, run_id: str) -> int:
-        """Return how often the cluster ended under a run since it first finished its latest epoch."""
+    def setbacks(self, run_id: str, reason: str) -> Setbacks:
+        """Return the events of a reason since the run first finished its latest epoch.
+
+        Args:
+            run_id: The run.
+            reason: `CLUSTER_LOST_JOB` or `DRIVER_DIED`.
+        """
         first = (
             select(EpochRow.record)
             .where(EpochRow.run_id == run_id)
             .order_by(EpochRow.epoch.desc(), EpochRow.attempt)
             .limit(1)
         )
-        losses = select(func.count()).where(EventRow.run_id == run_id, EventRow.reason == CLUSTER_LOST_JOB)
+        found = select(func.count(), func.max(EventRow.time)).where(
+            EventRow.run_id == run_id, EventRow.reason == reason
+        )
         with self.read() as session:
             record = session.scalar(first)
             if record is not None:
-                losses = losses.where(EventRow.time > EpochRecord.model_validate_json(record).finished_at)
-            return session.scalar(losses) or 0
+                found = found.where(EventRow.time > EpochRecord.model_validate_json(record).finished_at)
+            count, latest = session.execute(found).one()
+        return Setbacks(count=count, latest=latest)
 
     def add_event(self, run_id: str, *, reason: str, message: str, actor: str = "service") -> None:
         """Note that something happened to a run.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -67,6 +68,15 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Setbacks:
+    """What threw a run back since its last new epoch."""
+
+    count: int
+    latest: datetime | None
+    """When it last happened; None when it did not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Totals:
     """Sums over the epochs of a run.
 
@@ -78,6 +88,8 @@ class Totals:
     validation_nonfinite_samples: int
     worker_seconds: float
     """Duration of each epoch times its ranks."""
+    differing_epochs: Mapping[str, int]
+    """Epochs of which two attempts have different numbers, by the reason of their events; none when there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,9 +75,16 @@ class FakeCluster:
         """Let the job run."""
         self.states[submission_id] = JobState(state=JobStatus.RUNNING)
 
-    def finish(self, submission_id: str, state: JobStatus = JobStatus.SUCCEEDED, message: str = "") -> None:
+    def finish(
+        self,
+        submission_id: str,
+        state: JobStatus = JobStatus.SUCCEEDED,
+        message: str = "",
+        *,
+        exit_code: int | None = None,
+    ) -> None:
         """End the job."""
-        self.states[submission_id] = JobState(state=state, message=message)
+        self.states[submission_id] = JobState(state=state, message=message, exit_code=exit_code)
 
     def forget(self, submission_id: str) -> None:
         """Let the cluster know nothing of the job, as after a new start of its head."""

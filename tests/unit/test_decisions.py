@@ -2,8 +2,16 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from curvewatch_workers.contract import Control, EarlyStoppingSpec, EpochRecord, Outcome
-from curvewatch_workers.decisions import EarlyStopper, NeverStops, ending_after, make_stopper
+from curvewatch_workers.decisions import (
+    EarlyStopper,
+    NeverStops,
+    ending_after,
+    make_stopper,
+    restarts_left,
+)
 from engine_support import make_spec
 from record_support import make_record
 
@@ -114,3 +122,24 @@ def test_the_best_epoch_is_known() -> None:
         best.append(stopper.is_best(record))
 
     assert best == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "deaths", "left"),
+    [
+        (1, 1, 2),  # the next group is the first restart
+        (3, 1, 0),  # Ray Train had restarted twice: the next one is the last
+        (4, 1, -1),
+        (0, 1, 2),  # it died before any group had started
+        (0, 3, 0),
+        (0, 4, -1),
+        (2, 3, 0),
+    ],
+)
+def test_restarts_are_counted_over_all_controllers(attempts: int, deaths: int, left: int) -> None:
+    assert restarts_left(3, attempts=attempts, deaths=deaths) == left
+
+
+def test_a_job_without_restarts_ends_with_its_controller() -> None:
+    assert restarts_left(0, attempts=1, deaths=1) < 0
+    assert restarts_left(0, attempts=0, deaths=1) < 0

@@ -171,8 +171,10 @@ def test_before_the_first_epoch_counters_are_zero_and_values_are_left_out(store:
         "curvewatch_epochs_planned",
         "curvewatch_patience_epochs",
     }
-    for name in counters - {"curvewatch_nonfinite_samples_total"}:
+    for name in counters - {"curvewatch_nonfinite_samples_total", "curvewatch_replay_mismatches_total"}:
         assert _value(store, name) == 0
+    for reason in ("resume_not_faithful", "replay_differs"):
+        assert _value(store, "curvewatch_replay_mismatches_total", reason=reason) == 0
     for part in ("train", "validation"):
         assert _value(store, "curvewatch_nonfinite_samples_total", split=part) == 0
 
@@ -229,6 +231,8 @@ def test_a_replay_counts_once_and_a_restart_is_counted(store: Store) -> None:
     assert before == _value(store, "curvewatch_samples_total") == 200
     assert _value(store, "curvewatch_worker_restarts_total") == 1
     assert _value(store, "curvewatch_loss", split="train") == record(2, attempt=2).train.loss
+    assert _value(store, "curvewatch_replay_mismatches_total", reason="resume_not_faithful") == 1
+    assert _value(store, "curvewatch_replay_mismatches_total", reason="replay_differs") == 0
 
 
 def test_a_run_that_has_ended_lingers_and_leaves_and_stays_counted(store: Store) -> None:

@@ -18,6 +18,7 @@ from curvewatch_service.reconcile import (
     ReconcilerLoop,
 )
 from curvewatch_service.runs import RunState
+from curvewatch_service.store import CLUSTER_LOST_JOB
 from curvewatch_workers.contract import Control, EpochFinished, IngestMessage, Outcome, ScalingSpec
 from curvewatch_workers.series import RECONCILE_ERRORS
 from reconcile_support import World, finished
@@ -63,7 +64,8 @@ def test_a_queued_run_is_submitted_once_and_follows_its_job_to_the_end(world: Wo
         (Outcome.FAILED, JobStatus.FAILED, RunState.FAILED),
         (Outcome.PAUSED, JobStatus.SUCCEEDED, RunState.QUEUED),
         (None, JobStatus.SUCCEEDED, RunState.FAILED),
-        (None, JobStatus.FAILED, RunState.FAILED),
+        # Nothing says that it would die again.
+        (None, JobStatus.FAILED, RunState.QUEUED),
         (None, JobStatus.STOPPED, RunState.STOPPED),
     ],
 )
@@ -83,13 +85,16 @@ def test_what_the_program_told_decides_and_without_it_what_ray_says(
     assert world.run().state is state
 
 
-def test_a_failed_job_without_a_word_carries_what_ray_says(world: World) -> None:
-    submission = world.running()
-    world.cluster.finish(submission, JobStatus.FAILED, "exit code 1, last logs:\nImportError: no torch")
+def test_a_job_that_fails_before_any_worker_starts_carries_what_ray_says(world: World) -> None:
+    new_run(world.store)
+    world.reconciler.step()
+    message = "exit code 1, last logs:\nImportError: no torch"
+    world.cluster.finish("digits-1-1", JobStatus.FAILED, message, exit_code=1)
     world.reconciler.step()
     world.clock.now += LAST_WORDS_SECONDS
     world.reconciler.step()
     run = world.run()
+    assert run.state is RunState.FAILED
     assert "exit code 1, last logs:" in run.reason
     assert "ImportError" not in run.reason
     assert run.traceback == "exit code 1, last logs:\nImportError: no torch"
@@ -205,7 +210,7 @@ def test_a_new_epoch_forgives_losses_and_a_replayed_one_does_not(world: World) -
         record = replayed.model_copy(update={"started_at": now, "finished_at": now})
         world.store.ingest("digits-1", [attempt_message(attempt), EpochFinished(record=record)])
     # Two of the four losses are older than the first record of epoch 3.
-    assert world.store.losses_since_progress("digits-1") == 2
+    assert world.store.setbacks("digits-1", CLUSTER_LOST_JOB).count == 2
     _lose(world)
     assert world.run().submission == 6
     _lose(world)

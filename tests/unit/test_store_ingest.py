@@ -98,6 +98,9 @@ def test_any_order_and_any_repetition_leads_to_the_same_run(
     assert events == [
         "data_slow",
         "receipt_not_exact",
+        # The records of the story tell their attempt apart by their losses, in epochs 4 and 5.
+        "resume_not_faithful",
+        "resume_not_faithful",
         "state_queued",
         "state_running",
         "state_starting",
@@ -107,6 +110,7 @@ def test_any_order_and_any_repetition_leads_to_the_same_run(
     assert run.started_at == attempt_message(1).time
     assert (run.outcome, run.checkpoint) == (Outcome.SUCCEEDED, "/runs/last")
     assert (totals.train_samples, totals.worker_seconds) == (600, 24.0)
+    assert totals.differing_epochs == {"resume_not_faithful": 2}
     assert counted == {"epoch": 8, "attempt_started": 2}
     assert run.diagnosis is not None
     assert run.diagnosis["best_epoch"] == 6
@@ -193,7 +197,8 @@ def test_totals_never_go_down_when_a_replayed_epoch_counts_less(store: Store) ->
     _started(store)
     store.ingest("digits-1", [EpochFinished(record=record(1, seconds=9.0))])
     before = store.snapshot("digits-1").totals
-    store.ingest("digits-1", [EpochFinished(record=record(1, attempt=2, seconds=3.0))])
+    replayed = record(1, seconds=3.0).model_copy(update={"attempt": 2})
+    store.ingest("digits-1", [EpochFinished(record=replayed)])
     assert store.snapshot("digits-1").totals == before
 
 

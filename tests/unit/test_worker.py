@@ -8,10 +8,20 @@ from pathlib import Path
 import pytest
 
 from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
-from curvewatch_workers.contract import AttemptStarted, EpochFinished, Outcome, RunLayout, WorkerJob
+from curvewatch_workers.contract import (
+    AttemptStarted,
+    Control,
+    EpochFinished,
+    Outcome,
+    RunLayout,
+    WorkerJob,
+    last_failure,
+    repeated_failure,
+)
+from curvewatch_workers.errors import SupersededError
 from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.testing import FakeGroup, RecordingReporter
-from curvewatch_workers.worker import WorkerEnding, last_failure, run_worker
+from curvewatch_workers.worker import WorkerEnding, latest_attempt, run_worker
 from engine_support import make_spec
 
 USERS_FILE = '''
@@ -146,12 +156,65 @@ def test_the_last_failure_can_be_told_when_there_is_no_further_attempt(tmp_path:
         start(tmp_path, {"counter": str(counter)})
     layout = RunLayout(tmp_path / "runs", "toy-1")
 
-    ending = last_failure(layout, 1)
+    failure = last_failure(layout, 1)
 
-    assert ending is not None
-    assert "failed at epoch 1, train step" in ending.reason
-    assert "failing_job.py" in (ending.traceback or "")
+    assert failure is not None
+    assert "failed at epoch 1, train step" in failure.told("failed")
+    assert "failing_job.py" in failure.traceback
     assert last_failure(layout, 2) is None
+    assert repeated_failure(layout, 1) is None
+
+
+def test_a_start_of_the_job_that_outlives_its_successor_does_not_train_again(
+    tmp_path: Path, counter: Path
+) -> None:
+    """Its workers were ended by a later attempt; its own controller, cut off, starts them again."""
+    counter.write_text("0")
+    start(tmp_path, {"counter": str(counter)}, submission=1)
+    start(tmp_path, {"counter": str(counter)}, submission=2)
+
+    ending, reporter = start(tmp_path, {"counter": str(counter)}, submission=1)
+
+    assert ending.outcome is Outcome.FAILED
+    assert "start 2 of it has begun to train" in ending.reason
+    assert reporter is None
+    assert latest_attempt(RunLayout(tmp_path / "runs", "toy-1")) == 2
+
+
+def test_an_attempt_ends_before_it_tells_an_epoch_when_a_later_one_has_started(
+    tmp_path: Path, counter: Path
+) -> None:
+    counter.write_text("0")
+    layout = RunLayout(tmp_path / "runs", "toy-1")
+
+    class OvertakenAfterOneEpoch(RecordingReporter):
+        """While this attempt is in its second epoch, another group claims the next number."""
+
+        asked = 0
+
+        def control(self) -> Control:
+            self.asked += 1
+            (layout.attempts / "000002").touch()
+            return super().control()
+
+    reporter = OvertakenAfterOneEpoch()
+    job = WorkerJob(
+        run_id="toy-1",
+        submission=1,
+        spec=make_spec(code={"task": "failing_job:build"}, params={"counter": str(counter)}, epochs=3),
+        storage_path=str(tmp_path / "runs"),
+        service_url=None,
+    )
+    checkpoints = FolderCheckpoints(layout.root, rank=0, keep=2)
+
+    with pytest.raises(SupersededError, match="attempt 2 of this run has started"):
+        run_worker(job, SoloGroup(), checkpoints, lambda _attempt: reporter)
+
+    assert [record.epoch for record in reporter.records] == [1]
+    assert (reporter.asked, reporter.closed) == (1, True)
+    assert checkpoints.names() == ["epoch-000001"]
+    assert last_failure(layout, 1) is None, "it is no failure of the run"
+    assert latest_attempt(layout) == 2
 
 
 @pytest.mark.parametrize(

@@ -178,3 +178,17 @@ def _spent_budget(records: Sequence[EpochRecord], spec: JobSpec) -> str | None:
         if samples >= policy.max_samples:
             return f"it has trained on {samples} samples, policy.max_samples is {policy.max_samples}"
     return None
+
+
+def restarts_left(max_restarts: int, *, attempts: int, deaths: int) -> int:
+    """Return how often the group may restart under the next controller; below 0 when there may be none.
+
+    The next group is itself a restart. Ray Train counts the restarts under one controller only, so they are counted
+    here by the attempts: however a job's restarts are spread over controllers, they are `max_restarts` in all.
+
+    Args:
+        max_restarts: What the job allows.
+        attempts: Starts of the group so far, under all controllers of this job.
+        deaths: Controllers that died, this one included; one may die before its group has started.
+    """
+    return max_restarts - max(attempts, deaths)

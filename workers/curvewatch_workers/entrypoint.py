@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,22 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from pyarrow.fs import FileSystem
+from ray.exceptions import ActorDiedError
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.state import list_actors
 
-from curvewatch_workers.contract import WORKER_JOB_VARIABLE, Outcome, RunFinished, RunLayout, WorkerJob
+from curvewatch_workers.contract import (
+    WORKER_JOB_VARIABLE,
+    Outcome,
+    RunFinished,
+    RunLayout,
+    WorkerEvent,
+    WorkerJob,
+    last_failure,
+)
+from curvewatch_workers.decisions import restarts_left
 from curvewatch_workers.drafts import Drafts
 from curvewatch_workers.errors import StorageError, printable
 from curvewatch_workers.group import group_of_process
@@ -27,12 +40,16 @@ from curvewatch_workers.ranking import Mode, badness, is_worst, ranked
 from curvewatch_workers.reporter import reporter_for
 from curvewatch_workers.storage import address_below, download, is_local, make_folder
 from curvewatch_workers.trackers import tracked
-from curvewatch_workers.worker import WorkerEnding, last_failure, run_worker
+from curvewatch_workers.worker import WorkerEnding, latest_attempt, run_worker
 
 logger = logging.getLogger(__name__)
 
 _LIST_SECONDS = 30.0
 """Longest wait for reports that Ray Train still takes in; then the list is what it has."""
+WORKERS_GONE_SECONDS = 120.0
+"""How long the workers of a controller that died may live on until the job gives up."""
+_REGISTRY = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the run's checkpoints, below the run's folder."""
 
 
 class RayCheckpoints:
@@ -110,13 +127,71 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fit(job: WorkerJob) -> RunFinished:
-    """Train the job on the cluster; return how it ended, whatever happened."""
-    spec = job.spec
+    """Train the job on the cluster; return how it ended, whatever happened.
+
+    The death of Ray Train's controller, which takes its workers along, counts like that of a worker: it is followed
+    by another fit from the latest checkpoint, as long as the job's restarts last.
+
+    Raises:
+        RuntimeError: Workers of a dead controller live on: the end of this process will end them.
+    """
+    layout, allowed = RunLayout(job.storage_path, job.run_id), job.spec.fault_tolerance.max_restarts
+    before, deaths, left = latest_attempt(layout), 0, allowed
+    while True:
+        _set_torn_registry_aside(job)
+        try:
+            return _fit_once(job, max_failures=left)
+        except ActorDiedError as error:
+            logger.exception("The controller died", extra={"action": "controller_died", "run_id": job.run_id})
+            deaths += 1
+            left = restarts_left(allowed, attempts=latest_attempt(layout) - before, deaths=deaths)
+            trouble = _why_not_again(error, left=left, allowed=allowed)
+            if trouble is not None:
+                return _finished(job, WorkerEnding(outcome=Outcome.FAILED, reason=trouble), None, None)
+            _tell_of_death(job, layout, restart=allowed - left, allowed=allowed)
+            _wait_until_workers_are_gone()
+
+
+def _why_not_again(error: ActorDiedError, *, left: int, allowed: int) -> str | None:
+    """Return why no other controller follows one that died; None when one does."""
+    if error.actor_init_failed:
+        return f"Ray Train's controller cannot be started: {str(error).strip().splitlines()[-1]}"
+    if left < 0:
+        return (
+            f"Ray Train's controller died, and the run has no restarts left (max_restarts is {allowed}); look at its "
+            "log, raise fault_tolerance.max_restarts, and submit it again"
+        )
+    return None
+
+
+def _fit_once(job: WorkerJob, *, max_failures: int) -> RunFinished:
+    """Train under one controller, which restarts the workers so many times.
+
+    Raises:
+        ActorDiedError: The controller died.
+    """
     try:
-        storage_path, filesystem = _storage(job)
+        result = _trainer(job, max_failures=max_failures).fit()
     except StorageError as error:
         return _finished(job, WorkerEnding(outcome=Outcome.FAILED, reason=str(error)), None, None)
-    trainer = TorchTrainer(
+    except TrainingFailedError as error:
+        logger.exception("Training failed", extra={"action": "fit_failed", "run_id": job.run_id})
+        kept = last_failure(RunLayout(job.storage_path, job.run_id), job.submission)
+        ending = (
+            WorkerEnding(outcome=Outcome.FAILED, reason=_first_line(error))
+            if kept is None
+            else WorkerEnding.of_failure(kept, "failed")
+        )
+        return _finished(job, ending, None, None)
+    ending = WorkerEnding.model_validate(result.return_value)
+    latest, best = result.checkpoint, _best(job, result.best_checkpoints or [])
+    return _finished(job, ending, _address(job, latest), _address(job, best))
+
+
+def _trainer(job: WorkerJob, *, max_failures: int) -> TorchTrainer:
+    spec = job.spec
+    storage_path, filesystem = _storage(job)
+    return TorchTrainer(
         train_worker,
         train_loop_config={"job": job.model_dump_json()},
         torch_config=TorchConfig(backend="nccl" if spec.scaling.gpus_per_worker else "gloo"),
@@ -129,7 +204,7 @@ def fit(job: WorkerJob) -> RunFinished:
             name=job.run_id,
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=spec.fault_tolerance.max_restarts),
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=spec.checkpoints.keep,
                 checkpoint_score_attribute="score",
@@ -137,16 +212,59 @@ def fit(job: WorkerJob) -> RunFinished:
             ),
         ),
     )
+
+
+def _tell_of_death(job: WorkerJob, layout: RunLayout, *, restart: int, allowed: int) -> None:
+    """Tell the service that the controller died. Waits for a service that is away no longer than a reporter does."""
+    reporter = reporter_for(job, f"driver-{job.submission:06d}")
+    message = (
+        f"Ray Train's controller died; its workers start again from the latest checkpoint (restart {restart} of "
+        f"{allowed})"
+    )
+    reporter.send(
+        WorkerEvent(attempt=latest_attempt(layout), time=utc_now(), reason="controller_died", message=message)
+    )
+    reporter.close()
+
+
+def _wait_until_workers_are_gone() -> None:
+    """Wait until Ray has ended the workers of the dead controller: no two groups may train at once.
+
+    Raises:
+        RuntimeError: It has not, in `WORKERS_GONE_SECONDS`.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    filters = [("job_id", "=", job), ("class_name", "=", "RayTrainWorker"), ("state", "!=", "DEAD")]
+    deadline = time.monotonic() + WORKERS_GONE_SECONDS
+    while alive := list_actors(filters=filters, limit=10_000, raise_on_missing_output=False):
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"{len(alive)} workers of a controller that died still live after {WORKERS_GONE_SECONDS:.0f} s; "
+                "this job ends, and they with it"
+            )
+        time.sleep(0.2)
+
+
+def _set_torn_registry_aside(job: WorkerJob) -> None:
+    """Rename a list of checkpoints that cannot be read: the controller died while it wrote it.
+
+    Ray Train would refuse to start. Without the list the run trains from its first epoch, to the same curve. A remote
+    storage writes a file whole or not at all.
+    """
     try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        logger.exception("Training failed", extra={"action": "fit_failed", "run_id": job.run_id})
-        kept = last_failure(RunLayout(job.storage_path, job.run_id), job.submission)
-        ending = kept or WorkerEnding(outcome=Outcome.FAILED, reason=_first_line(error))
-        return _finished(job, ending, None, None)
-    ending = WorkerEnding.model_validate(result.return_value)
-    latest, best = result.checkpoint, _best(job, result.best_checkpoints or [])
-    return _finished(job, ending, _address(job, latest), _address(job, best))
+        storage_path, filesystem = _storage(job)
+    except StorageError:
+        return  # told when Ray Train is started
+    if filesystem is not None:
+        return
+    path = Path(storage_path) / job.run_id / _REGISTRY
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        logger.warning("%s cannot be read and is set aside", path, extra={"action": "registry_torn"})
+        path.replace(path.with_name(f"{_REGISTRY}.torn"))
 
 
 def main() -> int:

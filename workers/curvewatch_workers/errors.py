@@ -7,6 +7,7 @@ WorkersError
 ├── StorageError: the place for checkpoints cannot be used
 ├── CheckpointError: a checkpoint cannot be used
 │   └── DamagedCheckpointError: it is not what was written; an earlier one may do
+├── SupersededError: a later attempt of the run has started
 └── TrackerError: a tracker cannot be written; never ends a run
 """
 
@@ -48,6 +49,10 @@ class CheckpointError(WorkersError):
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was written; an earlier one may do."""
+
+
+class SupersededError(WorkersError):
+    """A later attempt of the run has started, and only the latest may train."""
 
 
 class TrackerError(WorkersError):

@@ -127,6 +127,15 @@ SAMPLES_PER_SECOND = _series(
 WORKER_RESTARTS = _series(
     "curvewatch_worker_restarts_total", _COUNTER, "Starts of the worker group after the first.", *_RUN
 )
+REPLAY_MISMATCHES = _series(
+    "curvewatch_replay_mismatches_total",
+    _COUNTER,
+    "Epochs that a restart trained again to other numbers: resume_not_faithful where that must not be (fp32 on CPUs), "
+    "replay_differs where it may.",
+    *_RUN,
+    "reason",
+    unit="short",
+)
 WORLD_SIZE = _series("curvewatch_world_size", _GAUGE, "Ranks of the latest attempt.", *_RUN)
 NONFINITE_SAMPLES = _series(
     "curvewatch_nonfinite_samples_total",

@@ -11,9 +11,19 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from curvewatch_workers.checkpoint import Checkpoints
-from curvewatch_workers.contract import AttemptStarted, Control, Outcome, RunLayout, WorkerJob
+from curvewatch_workers.contract import (
+    AttemptStarted,
+    Control,
+    IngestMessage,
+    KeptFailure,
+    Outcome,
+    RunLayout,
+    WorkerJob,
+    repeated_failure,
+)
 from curvewatch_workers.errors import (
     LayoutMismatchError,
+    SupersededError,
     UserCodeError,
     WorkersError,
     printable,
@@ -39,19 +49,45 @@ class WorkerEnding(BaseModel):
     reason: str
     traceback: str | None = None
 
+    @classmethod
+    def of_failure(cls, failure: KeptFailure, how: str) -> WorkerEnding:
+        """Return the ending that a kept failure makes."""
+        return cls(outcome=Outcome.FAILED, reason=failure.told(how), traceback=failure.traceback)
 
-class _Failure(BaseModel):
-    """An exception in the middle of training, kept for the next attempt to compare with."""
 
-    model_config = ConfigDict(frozen=True)
+class FencedReporter:
+    """Passes on what an attempt tells, until a later attempt has started.
 
-    submission: int
-    error: str
-    position: Position
-    traceback: str
+    Ray ends the workers of a driver or a controller that died, but nothing promises that it has done so before the
+    next group trains: one that lives on ends itself at the end of its epoch, before the epoch is told or kept.
+    """
 
-    def same_as(self, other: _Failure) -> bool:
-        return (self.error, self.position) == (other.error, other.position)
+    def __init__(self, inner: Reporter, layout: RunLayout, attempt: int) -> None:
+        self._inner = inner
+        self._attempt = attempt
+        # Attempts are numbered without a gap: the next one is there if any later one is.
+        self._next = layout.attempts / f"{attempt + 1:06d}"
+
+    def send(self, message: IngestMessage) -> None:
+        """Take a message; the service knows by its attempt whether it counts."""
+        self._inner.send(message)
+
+    def control(self) -> Control:
+        """Return the latest control word.
+
+        Raises:
+            SupersededError: A later attempt has started.
+        """
+        if self._next.exists():
+            raise SupersededError(
+                f"attempt {self._attempt} ends: attempt {self._attempt + 1} of this run has started, and only the "
+                "latest may train; there is nothing to do"
+            )
+        return self._inner.control()
+
+    def close(self) -> None:
+        """Close the inner reporter."""
+        self._inner.close()
 
 
 def run_worker(
@@ -72,11 +108,13 @@ def run_worker(
         make_reporter: Makes rank 0's reporter of an attempt.
     """
     layout = RunLayout(job.storage_path, job.run_id)
-    repeated = group.first_problem(_repeated_failure(layout, job.submission) if group.rank == 0 else None)
-    if repeated is not None:
-        return WorkerEnding.model_validate_json(repeated)
-    attempt = _claim_attempt(layout, group)
-    reporter = make_reporter(attempt) if group.rank == 0 else NullReporter()
+    over = group.first_problem(_ending_before_start(layout, job.submission) if group.rank == 0 else None)
+    if over is not None:
+        return WorkerEnding.model_validate_json(over)
+    attempt = _claim_attempt(layout, group, job.submission)
+    reporter: Reporter = NullReporter()
+    if group.rank == 0:
+        reporter = FencedReporter(make_reporter(attempt), layout, attempt)
     try:
         return _train(job, group, checkpoints, reporter, attempt, layout)
     finally:
@@ -110,6 +148,8 @@ def _train(
             )
         )
         ending = trainer.run(after_epoch=after_epoch)
+    except SupersededError:
+        raise  # no failure of the run
     except Exception as error:
         position = position if trainer is None else trainer.position
         _keep_failure(layout, job.submission, attempt, group.rank, position, error)
@@ -194,34 +234,40 @@ def _task_ending(error: WorkersError) -> WorkerEnding:
     return WorkerEnding(outcome=Outcome.FAILED, reason=str(error), traceback=text)
 
 
-def _claim_attempt(layout: RunLayout, group: Group) -> int:
+def _claim_attempt(layout: RunLayout, group: Group, submission: int) -> int:
     """Number this start of the worker group: rank 0 creates the attempt's file, which only one can."""
     number = 0
     if group.rank == 0:
         layout.attempts.mkdir(parents=True, exist_ok=True)
-        number = 1 + max(
-            (int(path.name) for path in layout.attempts.iterdir() if path.name.isdigit()), default=0
-        )
-        while not _create(layout.attempts / f"{number:06d}"):
+        number = 1 + latest_attempt(layout)
+        while not _create(layout.attempts / f"{number:06d}", str(submission)):
             number += 1
     claimed = torch.tensor(number, dtype=torch.int64, device=group.device)
     group.broadcast(claimed)
     return int(claimed)
 
 
-def _create(path: Path) -> bool:
+def latest_attempt(layout: RunLayout) -> int:
+    """Return the number of the latest attempt that has started, 0 before the first."""
+    return max((int(path.name) for path in layout.attempts.glob("*") if path.name.isdigit()), default=0)
+
+
+def _create(path: Path, text: str) -> bool:
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
         return False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
     return True
 
 
 def _keep_failure(
     layout: RunLayout, submission: int, attempt: int, rank: int, position: Position, error: Exception
 ) -> None:
-    failure = _Failure(
+    failure = KeptFailure(
         submission=submission,
+        time=utc_now(),
         error=printable(f"{type(error).__name__}: {error}"),
         position=position,
         traceback=user_traceback(error),
@@ -235,41 +281,22 @@ def _keep_failure(
         )
 
 
-def last_failure(layout: RunLayout, submission: int) -> WorkerEnding | None:
-    """Return the ending that the last kept failure of a submission makes; None when none was kept."""
-    failures = list(_failures(layout, submission).values())
-    return _ending_of(failures[-1][0], "failed") if failures else None
-
-
-def _repeated_failure(layout: RunLayout, submission: int) -> str | None:
-    """Return the ending that the last two attempts' common failure makes: what fails twice at one step fails always.
-
-    Only of this submission: who submits again has changed something.
-    """
-    attempts = list(_failures(layout, submission).values())
-    if len(attempts) < 2:
-        return None
-    before, last = attempts[-2:]
-    same = (one for one in last for other in before if one.same_as(other))
-    return next((_ending_of(failure, "failed twice").model_dump_json() for failure in same), None)
-
-
-def _failures(layout: RunLayout, submission: int) -> dict[str, list[_Failure]]:
-    """Return the kept failures of a submission by attempt, in order."""
-    attempts: dict[str, list[_Failure]] = {}
-    for path in sorted(layout.attempts.glob("*-failure-*.json")):
-        try:
-            failure = _Failure.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if failure.submission == submission:
-            attempts.setdefault(path.name.split("-")[0], []).append(failure)
-    return attempts
-
-
-def _ending_of(failure: _Failure, how: str) -> WorkerEnding:
-    epoch, split, step = failure.position
-    place = f"at epoch {epoch}, {split} step {step + 1}" if epoch else "before the first epoch"
-    return WorkerEnding(
-        outcome=Outcome.FAILED, reason=f"{how} {place}: {failure.error}", traceback=failure.traceback
+def _ending_before_start(layout: RunLayout, submission: int) -> str | None:
+    """Return why this group must not train: a newer start of the job does, or it would fail as it did before."""
+    newest = max(
+        (_submission_in(path) for path in layout.attempts.glob("*") if path.name.isdigit()), default=0
     )
+    if newest > submission:
+        reason = (
+            f"start {submission} of the job ends: start {newest} of it has begun to train, and only the latest may; "
+            "there is nothing to do"
+        )
+        return WorkerEnding(outcome=Outcome.FAILED, reason=reason).model_dump_json()
+    failure = repeated_failure(layout, submission)
+    return None if failure is None else WorkerEnding.of_failure(failure, "failed twice").model_dump_json()
+
+
+def _submission_in(path: Path) -> int:
+    """Return which start of the job claimed an attempt; 0 while its file is being written."""
+    text = path.read_text(encoding="utf-8")
+    return int(text) if text.isdigit() else 0

@@ -1,6 +1,7 @@
 """What workers and service agree on. Loads neither torch nor ray."""
 
 from curvewatch_workers.contract.errors import ContractError, SpecError, SpecProblem
+from curvewatch_workers.contract.failures import KeptFailure, last_failure, repeated_failure
 from curvewatch_workers.contract.layout import RunLayout
 from curvewatch_workers.contract.messages import (
     WORKER_JOB_VARIABLE,
@@ -58,6 +59,7 @@ __all__ = [
     "IngestMessage",
     "IngestRequest",
     "JobSpec",
+    "KeptFailure",
     "MetricTotals",
     "MonitoringSpec",
     "Outcome",
@@ -75,6 +77,8 @@ __all__ = [
     "TrainingSpec",
     "WorkerEvent",
     "WorkerJob",
+    "last_failure",
     "parse_job_spec",
     "read_job_spec",
+    "repeated_failure",
 ]

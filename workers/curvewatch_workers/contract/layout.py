@@ -18,7 +18,7 @@ class RunLayout:
 
     @property
     def attempts(self) -> Path:
-        """One empty file for each attempt, created exclusively: the fence."""
+        """One file for each attempt, created exclusively: the fence. It holds the number of the job's start."""
         return self.root / "attempts"
 
     @property

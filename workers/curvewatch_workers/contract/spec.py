@@ -221,10 +221,11 @@ class PolicySpec(Spec):
 
 
 class FaultToleranceSpec(Spec):
-    """What happens when a worker dies."""
+    """What happens when a worker, Ray Train's controller or the job's driver dies."""
 
     max_restarts: Whole = Field(default=3, ge=0, le=1000)
-    """Restarts of the worker group, each from the latest checkpoint, before the run has failed."""
+    """Restarts of the worker group, each from the latest checkpoint, before the run has failed; and new starts of a
+    job whose driver died without a new epoch in between."""
 
 
 class MonitoringSpec(Spec):
@@ -257,7 +258,7 @@ class JobSpec(Spec):
     policy: PolicySpec = PolicySpec()
     """What is done about what the curve shows."""
     fault_tolerance: FaultToleranceSpec = FaultToleranceSpec()
-    """How often the run starts again after the death of a worker."""
+    """How often the run starts again after the death of one of its parts."""
     monitoring: MonitoringSpec = MonitoringSpec()
     """Knobs of the alerts."""
     track: tuple[TrackerName, ...] = ()
