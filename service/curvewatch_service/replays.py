@@ -33,11 +33,15 @@ def difference(one: EpochRecord, other: EpochRecord) -> str | None:
     ranks does not matter.
     """
     parts = [
-        f"{split} {name} {first!r} and {second!r}"
+        f"{split} {name} {_text(first)} and {_text(second)}"
         for split in SPLITS
         for name, first, second in _differing(one.split(split), other.split(split))
     ]
     return "; ".join(parts) or None
+
+
+def _text(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else repr(number)
 
 
 def describe(one: EpochRecord, other: EpochRecord, numbers: str) -> str:

@@ -212,7 +212,7 @@ def test_an_attempt_ends_before_it_tells_an_epoch_when_a_later_one_has_started(
 
     assert [record.epoch for record in reporter.records] == [1]
     assert (reporter.asked, reporter.closed) == (1, True)
-    assert checkpoints.names() == ["epoch-000001"]
+    assert checkpoints.names() == ("epoch-000001",)
     assert last_failure(layout, 1) is None, "it is no failure of the run"
     assert latest_attempt(layout) == 2
 

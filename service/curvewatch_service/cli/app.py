@@ -45,9 +45,10 @@ def _root(
 
 
 def _register() -> None:
-    from curvewatch_service.cli import about, demo, runs, serve, submit, watch
+    from curvewatch_service.cli import about, check, demo, runs, serve, submit, watch
 
     app.command("serve")(serve.serve)
+    app.command("check")(check.check)
     app.command("submit")(submit.submit)
     app.command("runs")(runs.runs)
     app.command("show")(runs.show)
