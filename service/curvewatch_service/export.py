@@ -109,7 +109,7 @@ def families(samples: Iterable[Sample]) -> Iterator[Metric]:
             family = name.removesuffix("_total") if described.kind is Kind.COUNTER else name
             metric = Metric(family, described.help, described.kind.value)
             for sample in by_name[name]:
-                metric.add_sample(name, dict(sample.labels), float(sample.value))
+                metric.add_sample(name, dict(sample.labels), sample.value)
             yield metric
 
 
@@ -128,7 +128,10 @@ def run_samples(snapshot: Snapshot, *, cluster: str) -> list[Sample]:
     gpu_seconds = totals.worker_seconds * run.spec.scaling.gpus_per_worker
     samples.append(Sample(series.GPU_SECONDS, gpu_seconds, {}))
     identity = {"run_id": run.run_id, "run": run.name}
-    return [sample._replace(labels={**identity, **sample.labels}) for sample in samples]
+    # Converted here, where what goes wrong costs this run only.
+    return [
+        sample._replace(value=float(sample.value), labels={**identity, **sample.labels}) for sample in samples
+    ]
 
 
 def _facts(run: Run, cluster: str) -> Iterator[Sample]:

@@ -19,7 +19,7 @@ from curvewatch_service.export import RunCollector
 from curvewatch_service.runs import RunState
 from curvewatch_service.settings import Settings
 from curvewatch_service.store import Store
-from curvewatch_service.tables import EpochRow
+from curvewatch_service.tables import EpochRow, RunRow
 from curvewatch_workers.contract import EpochFinished, IngestMessage
 from curvewatch_workers.series import RECONCILE_ERRORS, TABLE, Kind
 from store_support import attempt_message, database_url, epoch_message, new_run, record, split
@@ -257,6 +257,19 @@ def test_a_run_that_cannot_be_exported_is_counted_and_the_others_are_there(
         assert families["curvewatch_collector_errors"].samples[0].value == errors
     logged = [entry for entry in caplog.records if getattr(entry, "action", "") == "export_failed"]
     assert {getattr(entry, "run_id", None) for entry in logged} == {"digits-1"}
+
+
+def test_a_number_that_is_too_large_for_a_float_costs_its_own_run_only(store: Store) -> None:
+    new_run(store)
+    new_run(store, "digits-2")
+    store.ingest("digits-1", [epoch_message(1)])
+    with store.write() as session:
+        row = session.get_one(RunRow, "digits-1")
+        row.diagnosis = {**(row.diagnosis or {}), "best_epoch": 10**400}
+    families = {family.name: family for family in _registry(store).collect()}
+
+    assert {sample.labels["run_id"] for sample in families["curvewatch_epoch"].samples} == {"digits-2"}
+    assert families["curvewatch_collector_errors"].samples[0].value == 1
 
 
 def test_counts_of_this_process_are_exported(store: Store) -> None:

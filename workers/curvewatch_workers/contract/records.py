@@ -11,7 +11,9 @@ Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[
+    int, Field(ge=0, le=2**53)
+]  # what a float64 holds exactly, as it does in charts and exports
 
 
 class Record(BaseModel):
