@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from curvewatch_workers.contract import Control, EpochFinished, IngestAnswer, IngestRequest
 from curvewatch_workers.reporter import HttpPost, NullReporter, SpoolingReporter, Undeliverable
+from proxy_support import proxy_and_netrc
 from record_support import make_record
 
 MESSAGE: TypeAdapter[EpochFinished] = TypeAdapter(EpochFinished)
@@ -365,3 +366,15 @@ def test_what_is_neither_spooled_nor_sent_is_said_to_be_lost(
     reporter.close()
 
     assert any("is lost" in message for message in caplog.messages)
+
+
+def test_neither_a_proxy_nor_a_netrc_comes_between(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxy_and_netrc(monkeypatch, tmp_path) as seen_by_proxy:
+        reporter = make_reporter(tmp_path / "a.jsonl", service.url)
+        send(reporter, 1)
+        reporter.close()
+
+    assert (service.taken, service.tokens) == ([1], {"Bearer secret"})
+    assert seen_by_proxy == []
