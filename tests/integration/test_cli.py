@@ -270,6 +270,21 @@ def test_a_wrong_job_file_tells_every_mistake_at_once(shell: Shell, job: Path) -
     assert told(result, "training.global_batch_size: is required", "code.task: ", "name: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("? [a, b]\n: 1", "a key must be plain text"),
+        ("name: !!bool foo", "`foo` is no bool"),
+        ("epochs: 0x" + "f" * 6000, "epochs: a whole number may have 1000 bits"),
+        ('{"name": "\\ud83d"}', "name: holds half of a character"),
+        ('{"\\ud83d": 1}', "\\ud83d: holds half of a character"),
+    ],
+)
+def test_a_job_file_that_cannot_be_read_is_told(shell: Shell, job: Path, text: str, words: str) -> None:
+    (job / "job.yaml").write_text(text)
+    assert told(shell("submit", job), "job.yaml: 1 problem", words)
+
+
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize(
     "arguments", [["watch", "nobody"], ["show", "nobody"], ["stop", "nobody"], ["logs", "no"]]

@@ -39,6 +39,8 @@ def _require_flat(value: JsonValue, depth: int) -> None:
 
 Whole = Annotated[int, Strict()]
 """A whole number, and no yes or no: `epochs: yes` would be 1."""
+Number = Annotated[float, Strict()]
+"""A number, whole or not, and no yes or no and no text: `cpus_per_worker: yes` would be 1."""
 Printable = Annotated[str, AfterValidator(_printable)]
 
 
@@ -68,7 +70,7 @@ class TrainingSpec(Spec):
     """Seed of initial weights, of the order of samples and of dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of forward and backward; the sums behind the metrics are float64 in any case."""
-    gradient_clip_norm: float | None = Field(default=None, gt=0)
+    gradient_clip_norm: Number | None = Field(default=None, gt=0)
     """Largest L2 norm of the gradient of one step; null clips nothing."""
     data_workers: Whole = Field(default=0, ge=0, le=64)
     """Processes that load data, for each training worker; 0 loads in the worker itself."""
@@ -81,7 +83,7 @@ class ScalingSpec(Spec):
 
     workers: Whole = Field(default=1, ge=1, le=4096)
     """Training processes; the world size."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: Number = Field(default=1, gt=0)
     """CPUs that each worker reserves."""
     gpus_per_worker: Whole = Field(default=0, ge=0, le=1)
     """GPUs of each worker, 0 or 1: data-parallel training uses one process for each GPU."""
@@ -104,7 +106,7 @@ class CheckpointSpec(Spec):
     """A checkpoint after each so many epochs; one is always taken after the last epoch."""
     keep: Whole = Field(default=2, ge=1)
     """Checkpoints kept: those of lowest validation loss, and the latest always."""
-    min_interval_seconds: float = Field(default=2.0, ge=0)
+    min_interval_seconds: Number = Field(default=2.0, ge=0)
     """A checkpoint that is due sooner than this after the last one is left out, so that short epochs are not
     spent on checkpoints."""
 
@@ -118,7 +120,7 @@ class EarlyStoppingSpec(Spec):
     """Whether lower or higher is better."""
     patience: Whole = Field(default=10, ge=1)
     """Epochs without improvement after which the run stops."""
-    min_delta: float = Field(default=0.0, ge=0)
+    min_delta: Number = Field(default=0.0, ge=0)
     """Smallest change, in the number's own unit, that counts as an improvement."""
 
 
