@@ -130,6 +130,9 @@ def _after_silent_end(run: Run, job: JobState) -> Move:
         reason = "its job ended with exit code 0 but never told that the training had finished; see its log"
         return Move(target=RunState.FAILED, reason=reason)
     reason = f"its job failed without a word of its own; Ray says: {first_line or 'nothing'}"
+    if run.state is RunState.STOPPING and run.attempt == 0:
+        # Nothing was trained that could have failed: it has what its user wants.
+        return Move(target=RunState.STOPPED, reason=f"stopped before its workers started; {reason}")
     return Move(target=RunState.FAILED, reason=reason, traceback=job.message or None)
 
 

@@ -132,8 +132,7 @@ def test_a_dry_run_shows_the_plan_and_needs_no_service(shell: Shell, job: Path) 
     assert "digits: 10 epochs, global batches of 32, on 1 worker with 1 CPU" in result.out
     plan = json.loads(shell("submit", job, "--dry-run", "--json").out)
     assert plan["entrypoint"].endswith("-m curvewatch_workers.entrypoint")
-    worker_job = json.loads(plan["runtime_env"]["env_vars"]["CURVEWATCH_JOB"])
-    assert worker_job["spec"]["name"] == "digits"
+    assert plan["worker_job"]["spec"]["name"] == "digits"
 
 
 def test_lists_and_details_of_runs(shell: Shell, api: ServedApi, job: Path) -> None:
