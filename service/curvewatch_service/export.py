@@ -49,14 +49,15 @@ class Sample(NamedTuple):
     labels: Mapping[str, str]
 
 
-def _utc_now() -> datetime:
+def utc_now() -> datetime:
+    """Return the time."""
     return datetime.now(UTC)
 
 
 class RunCollector(Collector):
     """Exports the runs that have not ended or did a short while ago, and the service's own counts."""
 
-    def __init__(self, store: Store, settings: Settings, *, clock: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(self, store: Store, settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._store = store
         self._cluster = settings.cluster_name
         self._linger = timedelta(seconds=settings.linger_seconds)
@@ -69,20 +70,13 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the store; a run that cannot be exported is counted and left out."""
         started = time.perf_counter()
-        samples: list[Sample] = []
-        for run_id in self._store.shown_since(self._clock() - self._linger):
-            try:
-                samples += run_samples(self._store.snapshot(run_id), cluster=self._cluster)
-            except Exception:
-                self._store.counters.add(series.COLLECTOR_ERRORS)
-                _logger.exception(
-                    "Run %s could not be exported.",
-                    run_id,
-                    extra={"action": "export_failed", "run_id": run_id},
-                )
+        samples = list(exported(self._store, self._clock() - self._linger, self._run_samples))
         samples += self._service_samples()
         samples.append(Sample(series.COLLECTOR_DURATION, time.perf_counter() - started, {}))
         yield from families(samples)
+
+    def _run_samples(self, run_id: str) -> list[Sample]:
+        return run_samples(self._store.snapshot(run_id), cluster=self._cluster)
 
     def _service_samples(self) -> Iterator[Sample]:
         counters, states = self._store.counters, self._store.count()
@@ -96,6 +90,25 @@ class RunCollector(Collector):
             )
         for counted in (series.INGEST_ERRORS, series.RECONCILE_ERRORS, series.COLLECTOR_ERRORS):
             yield Sample(counted, counters.value(counted), {})
+
+
+def exported(
+    store: Store, since: datetime, samples_of: Callable[[str], Iterable[Sample]]
+) -> Iterator[Sample]:
+    """Yield the samples of each run that has not ended, or not before a moment.
+
+    A run whose samples cannot be made is counted, logged and left out: it must not cost the others theirs.
+    """
+    for run_id in store.shown_since(since):
+        try:
+            samples = list(samples_of(run_id))
+        except Exception:
+            store.counters.add(series.COLLECTOR_ERRORS)
+            _logger.exception(
+                "Run %s could not be exported.", run_id, extra={"action": "export_failed", "run_id": run_id}
+            )
+        else:
+            yield from samples
 
 
 def families(samples: Iterable[Sample]) -> Iterator[Metric]:
