@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.metrics import Accuracy, SampleLoss, Totals
 from curvewatch_workers.testing import RecordingReporter, train_alone
-from engine_support import make_spec, make_task
+from engine_support import EVERY_CALL_OF_A_GROUP, make_spec, make_task
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 
@@ -58,9 +60,23 @@ def test_updating_the_totals_never_waits_for_the_device() -> None:
     assert totals.values[Totals.FINITE] == 64
 
 
-def test_torchrun_with_nccl(tmp_path: Path, project_root: Path) -> None:
+def test_one_process_of_torchrun_trains_on_the_gpu(tmp_path: Path, project_root: Path) -> None:
     from curvewatch_workers.torchrun import main
 
     assert (
         main([str(project_root / "examples" / "digits"), "--output", str(tmp_path), "--device", "cuda"]) == 0
     )
+
+
+def test_the_group_speaks_nccl(tmp_path: Path) -> None:
+    """A group of one rank needs no collective in training; here each of its calls is one all the same."""
+    script = tmp_path / "speak.py"
+    script.write_text(EVERY_CALL_OF_A_GROUP)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+
+    done = subprocess.run(
+        [*launcher, str(script), "cuda"], capture_output=True, text=True, check=False, timeout=200
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 1 by nccl" in done.stdout
