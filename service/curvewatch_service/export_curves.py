@@ -53,7 +53,7 @@ def spread(epochs: Sequence[int], *, best: int | None, most: int = MOST_POINTS) 
         best: The epoch of lowest validation loss, if it is known.
         most: At least 3.
     """
-    always = {*epochs[:1], *epochs[-1:], *({best} & set(epochs))}
+    always = {*epochs[:1], *epochs[-1:]} | {epoch for epoch in epochs if epoch == best}
     chosen, step = always | set(epochs), 1
     while len(chosen) > most:
         step *= 2

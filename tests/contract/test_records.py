@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import functools
 import json
 import math
-import operator
 
 import pytest
 
@@ -75,11 +73,11 @@ def test_an_ingest_may_be_empty_and_unknown_fields_are_refused() -> None:
 @pytest.mark.parametrize("count", [2**53 + 1, 10**400])
 @pytest.mark.parametrize(
     "place",
-    [("train", "samples_seen"), ("train", "metrics", "accuracy", "count"), ("gpu_memory_peak_bytes", 0)],
+    [("train", "samples_seen"), ("validation", "nonfinite_samples"), ("gpu_memory_peak_bytes", 0)],
 )
-def test_a_number_that_no_export_can_hold_is_refused(place: tuple[str | int, ...], count: int) -> None:
+def test_a_number_that_no_export_can_hold_is_refused(place: tuple[str, str | int], count: int) -> None:
     fields = make_record().model_copy(update={"gpu_memory_peak_bytes": (0,)}).model_dump(mode="json")
-    operator.setitem(functools.reduce(operator.getitem, place[:-1], fields), place[-1], count)
+    fields[place[0]][place[1]] = count
 
     with pytest.raises(ValueError, match="less than or equal to 9007199254740992") as refused:
         EpochRecord.model_validate_json(json.dumps(fields))

@@ -73,8 +73,8 @@ def test_every_epoch_is_there_with_the_labels_type_and_help_of_the_table(store: 
 
 def test_of_a_replayed_epoch_the_highest_attempt_counts(store: Store) -> None:
     new_run(store)
-    replay = [attempt_message(2, resumed_after_epoch=1), epoch_message(2, attempt=2)]
-    store.ingest("digits-1", [attempt_message(1), epoch_message(1), epoch_message(2), *replay])
+    store.ingest("digits-1", [attempt_message(1), epoch_message(1), epoch_message(2)])
+    store.ingest("digits-1", [attempt_message(2, resumed_after_epoch=1), epoch_message(2, attempt=2)])
     assert _epochs(store, "train") == [1, 2]
     assert _value(store, "curvewatch_epoch_loss", split="train", epoch="2") == record(2, attempt=2).train.loss
 

@@ -121,7 +121,7 @@ class _JobLoader(yaml.SafeLoader):
                 problem_mark=node.start_mark,
             )
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             kind = node.tag.rpartition(":")[2]
             raise yaml.MarkedYAMLError(
