@@ -56,8 +56,8 @@ def split(*, loss: float, samples: int = 100, nonfinite: int = 0, seen: int | No
         weight_sum=finite,
         samples_expected=samples,
         samples_seen=seen,
-        checksum_expected=samples * 2**64,
-        checksum_seen=seen * 2**64,
+        checksum_expected=samples,
+        checksum_seen=seen,
         nonfinite_samples=nonfinite,
         metrics={"accuracy": MetricTotals(total=0.75 * seen, count=seen)},
         ranks=(

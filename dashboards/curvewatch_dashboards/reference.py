@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from curvewatch_workers.series import TABLE, Series
+from curvewatch_workers.series import CURVES_PATH, TABLE, Series
 
 _HEAD = """\
 # Series
@@ -19,16 +19,32 @@ A finished run stays for ten minutes (`CURVEWATCH_LINGER_SECONDS`), then it leav
 `curvewatch_run_info`; join it with `* on (job, instance, run_id) group_left (owner) curvewatch_run_info`.
 """
 
+_CURVES = """\
+`GET /metrics/curves`, for panels that draw by epoch: a short epoch is never lost between two scrapes. At most 100
+points a run and split: the first, the last, the best epoch by validation loss, and the multiples of a power of two
+between. A run leaves it when it leaves `/metrics`.
+"""
+
 
 def series_reference() -> str:
     """Return docs/metrics.md."""
-    runs = [series for series in TABLE.values() if "run_id" in series.labels]
+    curves = [series for series in TABLE.values() if series.path == CURVES_PATH]
+    runs = [series for series in TABLE.values() if "run_id" in series.labels and series not in curves]
     service = [series for series in TABLE.values() if "run_id" not in series.labels]
-    return "\n".join([_HEAD, *_section("Of each run", runs), *_section("Of the service", service)])
+    return "\n".join(
+        [
+            _HEAD,
+            *_section("Of each run", runs),
+            *_section("Of the service", service),
+            *_section("Curves", curves, _CURVES),
+        ]
+    )
 
 
-def _section(title: str, table: Iterable[Series]) -> Iterable[str]:
+def _section(title: str, table: Iterable[Series], text: str = "") -> Iterable[str]:
     yield f"## {title}\n"
+    if text:
+        yield text
     yield "| series | type | labels | unit | meaning |"
     yield "|---|---|---|---|---|"
     for series in table:

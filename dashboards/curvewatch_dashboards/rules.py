@@ -81,7 +81,7 @@ def _overfitting(knobs: Knobs) -> Alert:
     epoch that meets it, with its best weights kept, and then there is nothing to tell. Train loss must not
     have risen along with validation loss, for then it is divergence; both rises are differences of losses,
     so a loss may be negative. A run that keeps its accuracy while its loss rises is overconfident, which is
-    another verdict. A warning: the best checkpoint is kept, what is lost is the time of the cluster.
+    another verdict. A warning: the best checkpoint that was taken is kept, what is lost is the time of the cluster.
     """
     since_best, patience = series.EPOCHS_SINCE_BEST, series.PATIENCE_EPOCHS
     loss, best, slope = series.LOSS, series.BEST_VALIDATION_LOSS, series.LOSS_SLOPE

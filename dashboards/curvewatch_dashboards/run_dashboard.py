@@ -122,7 +122,7 @@ def _add_progress(grid: Grid) -> None:
         ),
         number(
             "Best epoch",
-            "Epoch of the lowest validation loss: its checkpoint is the one to keep.",
+            "Epoch of the lowest validation loss; the best checkpoint is of another one if this one had none.",
             _query(series.BEST_EPOCH, "best epoch"),
         ),
         number(

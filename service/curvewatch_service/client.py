@@ -9,6 +9,7 @@ ClientError: something that a user of the service is told
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
 from types import TracebackType
 from typing import Self, TypeVar
@@ -96,6 +97,8 @@ class Client:
         """
         self.server = server.rstrip("/")
         try:
+            if transport is None and _is_this_machine(httpx.URL(self.server).host):
+                transport = httpx.HTTPTransport()  # a proxy of the environment reaches another "this machine"
             self._http = httpx.Client(
                 base_url=self.server,
                 headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
@@ -260,3 +263,10 @@ class Client:
             "Curvewatch service of this version says; check the address, and that client and service "
             "have the same version"
         )
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

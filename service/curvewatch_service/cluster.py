@@ -335,6 +335,13 @@ def _bounded_client() -> Callable[[str, dict[str, str]], Any]:
             SubmissionClient.__init__(self, address=url, headers=headers)
 
         def _do_request(self, *args: Any, **kwargs: Any) -> Any:
-            return super()._do_request(*args, **{"timeout": (CONNECT_SECONDS, SUBMIT_SECONDS), **kwargs})
+            ours = {
+                "timeout": (CONNECT_SECONDS, SUBMIT_SECONDS),
+                # As with our own questions to the cluster, the environment has no say in the way there ...
+                "proxies": dict.fromkeys(("http", "https", "all")),
+                # ... and no password of ~/.netrc takes the place of the token.
+                "auth": lambda prepared: prepared,
+            }
+            return super()._do_request(*args, **{**ours, **kwargs})
 
     return BoundedClient

@@ -66,7 +66,7 @@ def zip_folder(folder: Path, *, limits: CodeLimits | None = None) -> bytes:
         TooLargeError: It has more files or bytes than a service takes; names the largest.
     """
     limits = limits or CodeLimits()
-    files = sorted(_files(folder), key=lambda file: file.relative_to(folder).as_posix())
+    files = sorted(files_that_travel(folder), key=lambda file: file.relative_to(folder).as_posix())
     if len(files) > limits.max_files:
         raise TooLargeError(_too_many(len(files), limits))
     sizes = {file: _size(file) for file in files}
@@ -86,7 +86,12 @@ def zip_folder(folder: Path, *, limits: CodeLimits | None = None) -> bytes:
     return packed.getvalue()
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files_that_travel(folder: Path) -> Iterator[Path]:
+    """Yield each file of a folder that `zip_folder` sends.
+
+    Raises:
+        CodeBundleError: The folder cannot be read, or holds a link to a folder or something that is no file.
+    """
     with _reading(folder):
         entries = sorted(folder.iterdir())
     for entry in entries:
@@ -99,7 +104,7 @@ def _files(folder: Path) -> Iterator[Path]:
                 "there, or keep data outside the folder and give its path in params"
             )
         if entry.is_dir():
-            yield from _files(entry)
+            yield from files_that_travel(entry)
         elif entry.is_file():
             yield entry
         else:

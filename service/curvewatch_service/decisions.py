@@ -130,7 +130,7 @@ def _ended_as_asked(run: Run, job: JobState) -> bool:
 def _after_silent_end(run: Run, job: JobState, *, deaths: int, failure: KeptFailure | None) -> Move:
     """The job is over, and its program did not tell how it ended."""
     if run.state is RunState.STOPPING:
-        return Move(target=RunState.STOPPED, reason="stopped before the end of its epoch")
+        return Move(target=RunState.STOPPED, reason=_stopped(run, job))
     if failure is not None:
         reason = failure.told("failed twice")
         return Move(target=RunState.FAILED, reason=reason, traceback=failure.traceback)
@@ -144,6 +144,14 @@ def _after_silent_end(run: Run, job: JobState, *, deaths: int, failure: KeptFail
         reason = "its job ended with exit code 0 but never told that the training had finished; see its log"
         return Move(target=RunState.FAILED, reason=reason)
     return _after_driver_death(run, job, deaths)
+
+
+def _stopped(run: Run, job: JobState) -> str:
+    if run.attempt or job.state is not JobStatus.FAILED:
+        return "stopped before the end of its epoch"
+    # Nothing was trained that could have failed: it has what its user wants.
+    words = job.message.partition("\n")[0].strip() or "nothing"
+    return f"stopped before its workers started; Ray says: {words}"
 
 
 def _after_driver_death(run: Run, job: JobState, deaths: int) -> Move:

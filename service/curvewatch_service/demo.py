@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import time
@@ -66,8 +67,7 @@ def run_demo(console: Console, *, keep: bool) -> int:
     service = DemoService()
     kept = False
     try:
-        # A SIGTERM ends the demo like Ctrl-C does: orderly.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _end_in_order_when_told()
         with _waiting(console, "Starting the service and a local Ray cluster"):
             client = service.start()
         console.print(f"The service runs: {service.server} (page, API and /metrics)\n", soft_wrap=True)
@@ -81,13 +81,22 @@ def run_demo(console: Console, *, keep: bool) -> int:
         _conclude(console, failures)
         return 1 if failures else 0
     except KeyboardInterrupt:
-        console.print("\nInterrupted.")
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            console.print("\nInterrupted.")
         raise
     finally:
         if kept:
             _say_how_to_go_on(console, service)
         else:
             _stop(console, service)
+
+
+def _end_in_order_when_told() -> None:
+    """Let a SIGTERM, and the end of the terminal, end the demo like Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # `nohup curvewatch demo` ignores it, and is meant to go on.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
 
 
 def _train(console: Console, client: Client, folder: JobFolder, expected: Expectation) -> Iterator[str]:
@@ -170,11 +179,16 @@ def _conclude(console: Console, failures: Sequence[str]) -> None:
 
 def _stop(console: Console, service: DemoService) -> None:
     # A second Ctrl-C must not leave a cluster behind; the stop takes bounded time.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         with _waiting(console, "Stopping the service and its Ray cluster"):
             service.stop()
     finally:
+        # What cannot be said, because the terminal has gone, must be done all the same; twice does no harm.
+        service.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
 

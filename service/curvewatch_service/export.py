@@ -50,14 +50,15 @@ class Sample(NamedTuple):
     labels: Mapping[str, str]
 
 
-def _utc_now() -> datetime:
+def utc_now() -> datetime:
+    """Return the time."""
     return datetime.now(UTC)
 
 
 class RunCollector(Collector):
     """Exports the runs that have not ended or did a short while ago, and the service's own counts."""
 
-    def __init__(self, store: Store, settings: Settings, *, clock: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(self, store: Store, settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._store = store
         self._cluster = settings.cluster_name
         self._linger = timedelta(seconds=settings.linger_seconds)
@@ -70,20 +71,13 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the store; a run that cannot be exported is counted and left out."""
         started = time.perf_counter()
-        samples: list[Sample] = []
-        for run_id in self._store.shown_since(self._clock() - self._linger):
-            try:
-                samples += run_samples(self._store.snapshot(run_id), cluster=self._cluster)
-            except Exception:
-                self._store.counters.add(series.COLLECTOR_ERRORS)
-                _logger.exception(
-                    "Run %s could not be exported.",
-                    run_id,
-                    extra={"action": "export_failed", "run_id": run_id},
-                )
+        samples = list(exported(self._store, self._clock() - self._linger, self._run_samples))
         samples += self._service_samples()
         samples.append(Sample(series.COLLECTOR_DURATION, time.perf_counter() - started, {}))
         yield from families(samples)
+
+    def _run_samples(self, run_id: str) -> list[Sample]:
+        return run_samples(self._store.snapshot(run_id), cluster=self._cluster)
 
     def _service_samples(self) -> Iterator[Sample]:
         counters, states = self._store.counters, self._store.count()
@@ -99,6 +93,25 @@ class RunCollector(Collector):
             yield Sample(counted, counters.value(counted), {})
 
 
+def exported(
+    store: Store, since: datetime, samples_of: Callable[[str], Iterable[Sample]]
+) -> Iterator[Sample]:
+    """Yield the samples of each run that has not ended, or not before a moment.
+
+    A run whose samples cannot be made is counted, logged and left out: it must not cost the others theirs.
+    """
+    for run_id in store.shown_since(since):
+        try:
+            samples = list(samples_of(run_id))
+        except Exception:
+            store.counters.add(series.COLLECTOR_ERRORS)
+            _logger.exception(
+                "Run %s could not be exported.", run_id, extra={"action": "export_failed", "run_id": run_id}
+            )
+        else:
+            yield from samples
+
+
 def families(samples: Iterable[Sample]) -> Iterator[Metric]:
     """Group samples by series, in the order of the table; a series without a sample is left out."""
     by_name: dict[str, list[Sample]] = {}
@@ -110,7 +123,7 @@ def families(samples: Iterable[Sample]) -> Iterator[Metric]:
             family = name.removesuffix("_total") if described.kind is Kind.COUNTER else name
             metric = Metric(family, described.help, described.kind.value)
             for sample in by_name[name]:
-                metric.add_sample(name, dict(sample.labels), float(sample.value))
+                metric.add_sample(name, dict(sample.labels), sample.value)
             yield metric
 
 
@@ -132,7 +145,10 @@ def run_samples(snapshot: Snapshot, *, cluster: str) -> list[Sample]:
     gpu_seconds = totals.worker_seconds * run.spec.scaling.gpus_per_worker
     samples.append(Sample(series.GPU_SECONDS, gpu_seconds, {}))
     identity = {"run_id": run.run_id, "run": run.name}
-    return [sample._replace(labels={**identity, **sample.labels}) for sample in samples]
+    # Converted here, where what goes wrong costs this run only.
+    return [
+        sample._replace(value=float(sample.value), labels={**identity, **sample.labels}) for sample in samples
+    ]
 
 
 def _facts(run: Run, cluster: str) -> Iterator[Sample]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from curvewatch_service.code import require_task_module
+from curvewatch_service.code import files_that_travel, require_task_module
 from curvewatch_service.errors import CodeBundleError
 from curvewatch_workers.contract import JobSpec, SpecError, SpecProblem, read_job_spec
 
@@ -54,7 +54,12 @@ def _code_problems(spec: JobSpec, code: Path) -> Iterator[SpecProblem]:
         return
     module, _, name = spec.code.entry.partition(":")
     try:
-        require_task_module(_names(code), spec.code, installed_known=True)
+        names = [path.relative_to(code).as_posix() for path in files_that_travel(code)]
+    except CodeBundleError as error:
+        yield SpecProblem(path="code.working_dir", message=str(error))
+        return
+    try:
+        require_task_module(names, spec.code, installed_known=True)
     except CodeBundleError as error:
         message = str(error).removeprefix(f"{spec.code.entry_field}: ")
         yield SpecProblem(path=spec.code.entry_field, message=f"{message} (in {code})")
@@ -71,10 +76,6 @@ def _source_of(module: str, code: Path) -> Path | None:
             return candidate
     # The module is part of an installed package: what it holds is not known here.
     return None
-
-
-def _names(code: Path) -> list[str]:
-    return [path.relative_to(code).as_posix() for path in code.rglob("*.py")]
 
 
 def _callable_problems(field: str, module: str, name: str, source: Path) -> Iterator[SpecProblem]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 import curvewatch_workers.contract as contract
 from curvewatch_service.errors import CannotFitError
-from curvewatch_workers.contract import WORKER_JOB_VARIABLE, JobSpec, WorkerJob
+from curvewatch_workers.contract import WORKER_JOB_VARIABLE, JobSpec, RunLayout, WorkerJob
 
 if TYPE_CHECKING:
     from curvewatch_service.settings import Settings
@@ -41,6 +41,8 @@ class JobRequest(BaseModel):
     """Code and environment variables of the job."""
     metadata: dict[str, str] = {}
     """Shown beside the job on Ray's dashboard."""
+    worker_job: WorkerJob | None = None
+    """What its program reads from the run's storage, where the reconciler puts it; Ray is not told."""
 
 
 class Resources(BaseModel):
@@ -85,7 +87,7 @@ def plan(run: Run, *, settings: Settings) -> JobRequest:
             "working_dir": str(settings.data_dir / "code" / f"{run.code_hash}.zip"),
             "py_modules": [str(WORKERS_PACKAGE)],
             "env_vars": {
-                WORKER_JOB_VARIABLE: job.model_dump_json(),
+                WORKER_JOB_VARIABLE: str(RunLayout(job.storage_path, job.run_id).job(submission)),
                 # Training workers stay in the code folder, so that the user's relative paths work.
                 "RAY_CHDIR_TO_TRIAL_DIR": "0",
                 # The log is read in files, pipes and pages as well as in terminals.
@@ -94,6 +96,7 @@ def plan(run: Run, *, settings: Settings) -> JobRequest:
             },
         },
         metadata={"run_id": run.run_id, "run": run.name, "owner": run.owner},
+        worker_job=job,
     )
 
 

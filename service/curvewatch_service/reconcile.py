@@ -13,11 +13,12 @@ from curvewatch_service.cluster import Cluster, JobState, JobStatus
 from curvewatch_service.decisions import Action, Move, StopJob, Submit, decide, pause_after
 from curvewatch_service.errors import CannotFitError, ClusterUnavailableError, JobRefusedError
 from curvewatch_service.planning import Resources, plan, require_fit
+from curvewatch_service.ray_head import write_private
 from curvewatch_service.runs import RunState
 from curvewatch_service.settings import Settings
 from curvewatch_service.spool import SpoolReader
 from curvewatch_service.store import CLUSTER_LOST_JOB, DRIVER_DIED, Run, Store
-from curvewatch_workers.contract import Control, KeptFailure, RunLayout, repeated_failure
+from curvewatch_workers.contract import Control, KeptFailure, RunLayout, WorkerJob, repeated_failure
 from curvewatch_workers.series import RECONCILE_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,12 @@ def _job_of(run: Run) -> str:
 
 def _failed(job: JobState | None) -> bool:
     return job is not None and job.state is JobStatus.FAILED
+
+
+def _write_for_workers(job: WorkerJob) -> None:
+    path = RunLayout(job.storage_path, job.run_id).job(job.submission)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(path, job.model_dump_json())
 
 
 @dataclass
@@ -238,8 +245,11 @@ class Reconciler:
         return deaths.latest is not None and deaths.latest <= self._now() < deaths.latest + pause
 
     def _submit(self, run: Run) -> None:
+        request = plan(run, settings=self._settings)
+        if request.worker_job is not None:
+            _write_for_workers(request.worker_job)
         try:
-            self._cluster.submit(plan(run, settings=self._settings))
+            self._cluster.submit(request)
             self._taken.add(_job_of(run))
         except JobRefusedError as error:
             self._move(run, Move(target=RunState.FAILED, reason=str(error)))

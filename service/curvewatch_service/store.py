@@ -262,14 +262,31 @@ class Store:
             self.counters.add(INGESTED_MESSAGES, kind, amount=number)
         return control
 
-    def epochs(self, run_id: str) -> list[EpochRecord]:
+    def epoch_numbers(self, run_id: str) -> list[int]:
+        """Return the epochs of the visible curve, in order.
+
+        Raises:
+            NotFoundError: There is no such run.
+        """
+        with self.read() as session:
+            return list(
+                session.scalars(visible_epochs(session, require_run(session, run_id), EpochRow.epoch))
+            )
+
+    def epochs(self, run_id: str, *, only: Collection[int] | None = None) -> list[EpochRecord]:
         """Return the visible curve: of each epoch the record of its highest attempt, in order.
+
+        Args:
+            run_id: The run.
+            only: The epochs that are wanted, a hundred or so; None wants all.
 
         Raises:
             NotFoundError: There is no such run.
         """
         with self.read() as session:
             query = visible_epochs(session, require_run(session, run_id), EpochRow.record)
+            if only is not None:
+                query = query.where(EpochRow.epoch.in_(only))
             return [EpochRecord.model_validate_json(record) for record in session.scalars(query)]
 
     def latest_epochs(self, run_ids: Collection[str]) -> dict[str, EpochRecord]:

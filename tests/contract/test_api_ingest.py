@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,20 @@ def test_messages_that_cannot_be_read_are_refused_and_counted(
     assert answer.status_code == 422
     assert part in answer.json()["detail"]
     assert api.services.store.counters.value(INGEST_ERRORS) == 1
+
+
+def test_a_count_beyond_every_export_is_refused_and_harms_nobody(api: ServedApi, run_id: str) -> None:
+    told = json.loads(epoch_message(1, run_id=run_id).model_dump_json())
+    told["record"]["gpu_memory_peak_bytes"] = [10**400, 0]
+    answer = api.request(
+        "POST",
+        f"/api/v1/runs/{run_id}/ingest",
+        token=api.ingest_token(run_id),
+        content=json.dumps({"messages": [told]}),
+    )
+    assert answer.status_code == 422
+    assert "gpu_memory_peak_bytes.0: Input should be less than or equal to 9007199254740992" in answer.text
+    assert api.request("GET", "/metrics", token="").status_code == 200
 
 
 def test_a_record_of_another_run_and_a_wrong_token_are_refused_and_counted(

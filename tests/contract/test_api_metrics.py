@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from api_support import ServedApi, serve_api
-from curvewatch_workers.series import TABLE
+from curvewatch_workers.series import CURVES_PATH, TABLE
 from store_support import attempt_message, epoch_message
 
 
@@ -36,6 +36,21 @@ def test_a_run_is_on_metrics_from_its_queue_to_its_epochs(api: ServedApi) -> Non
         if sample.name.startswith("curvewatch_")
     }
     assert ours <= set(TABLE)
+
+
+def test_the_curves_are_at_an_address_of_their_own(api: ServedApi) -> None:
+    run_id = api.submit().json()["run_id"]
+    api.tell(run_id, attempt_message(1), epoch_message(1, run_id=run_id), epoch_message(2, run_id=run_id))
+    answer = api.request("GET", CURVES_PATH, token="")
+    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    points = {
+        (sample.labels["epoch"], sample.labels["split"])
+        for family in parse_text(answer.text)
+        for sample in family.samples
+        if sample.name == "curvewatch_epoch_loss" and sample.labels["run_id"] == run_id
+    }
+    assert points == {(epoch, name) for epoch in "12" for name in ("train", "validation")}
+    assert "curvewatch_epoch_loss" not in _scrape(api)
 
 
 def test_the_scraper_chooses_the_format(api: ServedApi) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -160,6 +161,13 @@ def test_every_problem_of_a_job_file_is_told_at_once(api: ServedApi) -> None:
         ("[1, 2]", "but is a list"),
         ("name: [", "neither YAML nor JSON"),
         ("name: \udcff", "not UTF-8 text"),
+        ("? [a, b]\n: 1", "a key must be plain text"),
+        ("name: !!bool foo", "`foo` is no bool"),
+        ("name: !!int ''", "`` is no int"),
+        ("name: !!timestamp x", "`x` is no timestamp"),
+        (f"training: {{epochs: 0x{'f' * 6000}}}", "training.epochs: a whole number may have 1000 bits"),
+        (json.dumps(job_fields(params={"a": "\ud83d"})), "params.a: holds half of a character"),
+        (json.dumps(job_fields(**{"\ud83d": 1})), r"\ud83d: holds half of a character"),
     ],
 )
 def test_a_job_file_that_is_none_is_refused(api: ServedApi, spec: str, part: str) -> None:
@@ -187,6 +195,21 @@ def test_a_misspelt_module_is_refused_with_the_closest_one(api: ServedApi) -> No
         "there is no digts.py or digts/__init__.py in the code folder; did you mean 'digits'?"
         in problem.detail
     )
+
+
+def test_a_submit_that_fails_leaves_no_folder_behind(api: ServedApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(api.services.store, "create_run", broken)
+    assert api.submit().status_code == 500
+    assert list(api.services.settings.storage_path.iterdir()) == []
+
+
+def test_an_emoji_in_a_job_is_kept(api: ServedApi) -> None:
+    run = _submitted(api, labels={"mood": "\U0001f600"}, params={"word": "\U0001f600"})
+    assert run.labels == {"mood": "\U0001f600"}
+    assert api.services.store.run(run.run_id).spec.params == {"word": "\U0001f600"}
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ def test_every_error_is_told_at_once_with_its_path() -> None:
         ({"checkpoints": {"path": "s3://b/\n"}}, "checkpoints.path", "remove control characters"),
         ({"checkpoints": {"best": {"mode": "lowest"}}}, "checkpoints.best.mode", "'min' or 'max'"),
         ({"scaling": {"cpus_per_worker": math.nan}}, "scaling.cpus_per_worker", "finite"),
+        ({"scaling": {"cpus_per_worker": True}}, "scaling.cpus_per_worker", "valid number, got True"),
+        ({"scaling": {"cpus_per_worker": "010"}}, "scaling.cpus_per_worker", "valid number, got '010'"),
     ],
 )
 def test_each_message_names_rule_and_remedy(changes: dict[str, Any], path: str, message: str) -> None:
@@ -165,6 +167,18 @@ def test_models_are_closed() -> None:
     [
         ("{day: 2026-02-30}", "day is out of range"),
         ("{n: " + "9" * 5000 + "}", "neither YAML nor JSON"),
+        ("{n: 0x" + "f" * 6000 + "}", r"params\.n: a whole number may have 1000 bits, this has 24000"),
+        ("{? [a, b] : 1}", "a key must be plain text, no list and no mapping"),
+        ("{? {a: b} : 1}", "a key must be plain text, no list and no mapping"),
+        ("{n: !!bool foo}", "`foo` is no bool"),
+        ("{n: !!int ''}", "`` is no int"),
+        ("{n: !!float ''}", "`` is no float"),
+        ("{n: !!timestamp x}", "`x` is no timestamp"),
+        ("{n: 1:30}", "`1:30` can be read as more than one number"),
+        ("{n: 1:30.5}", "`1:30.5` can be read as more than one number"),
+        ("{n: 010}", "`010` can be read as more than one number"),
+        (r'{n: "\ud83d"}', r"params\.n: holds half of a character, '\\\\ud83d'"),
+        (r'{n: [1, {"\ud83d": 1}]}', r"params\.n\.1\.\\ud83d: holds half of a character"),
         ("[" * 3000, "neither YAML nor JSON"),
         ("{a: &x [1, 2], b: *x}", "aliases are not taken"),
         ("{a: 1, a: 2}", "the key `a` stands twice"),
@@ -183,3 +197,34 @@ def test_numbers_are_written_as_everybody_writes_them() -> None:
     text = SHORT + "params: {a: 1e-3, b: 2.5E4, c: 1_000, d: x1e3}\n"
 
     assert parse_job_spec(text).params == {"a": 1e-3, "b": 25000.0, "c": 1000, "d": "x1e3"}
+
+
+def test_an_emoji_of_json_is_one_character() -> None:
+    text = json.dumps({**MINIMAL, "labels": {"mood": "\U0001f600"}, "params": {"\u00e9": "\U0001f600"}})
+    assert "\\ud83d\\ude00" in text
+
+    spec = parse_job_spec(text)
+    assert spec.labels == {"mood": "\U0001f600"}
+    assert spec.params == {"\u00e9": "\U0001f600"}
+    assert parse_job_spec("\ufeff" + text) == spec
+
+
+@pytest.mark.parametrize("where", ["name", "labels", "params", "\ud83d"])
+def test_half_a_character_in_json_is_refused_with_its_place(where: str) -> None:
+    value: object = {"a": "x\ud83d"} if where in ("labels", "params") else "x\ud83d"
+    with pytest.raises(SpecError, match=r"holds half of a character") as raised:
+        parse_job_spec(json.dumps({**MINIMAL, where: value}))
+    str(raised.value).encode()  # it can be printed
+
+
+def test_a_key_that_stands_twice_in_json_is_refused() -> None:
+    text = json.dumps(MINIMAL)
+    with pytest.raises(SpecError, match="the key `name` stands twice"):
+        parse_job_spec(text[:-1] + ', "name": "b"}')
+
+
+def test_what_begins_like_json_may_be_yaml() -> None:
+    assert (
+        parse_job_spec("{name: a, code: {task: a:b}, training: {epochs: 1, global_batch_size: 1}}").name
+        == "a"
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -67,3 +68,24 @@ def test_an_ingest_may_be_empty_and_unknown_fields_are_refused() -> None:
     assert IngestRequest.model_validate_json('{"messages": []}').messages == ()
     with pytest.raises(ValueError, match="Extra inputs"):
         IngestRequest.model_validate_json('{"messages": [], "more": 1}')
+
+
+@pytest.mark.parametrize("count", [2**53 + 1, 10**400])
+@pytest.mark.parametrize(
+    "place",
+    [("train", "samples_seen"), ("validation", "nonfinite_samples"), ("gpu_memory_peak_bytes", 0)],
+)
+def test_a_number_that_no_export_can_hold_is_refused(place: tuple[str, str | int], count: int) -> None:
+    fields = make_record().model_copy(update={"gpu_memory_peak_bytes": (0,)}).model_dump(mode="json")
+    fields[place[0]][place[1]] = count
+
+    with pytest.raises(ValueError, match="less than or equal to 9007199254740992") as refused:
+        EpochRecord.model_validate_json(json.dumps(fields))
+    assert str(place[-1]) in str(refused.value)
+
+
+def test_the_largest_number_is_taken() -> None:
+    fields = make_record().model_dump(mode="json")
+    fields["gpu_memory_peak_bytes"] = [2**53]
+
+    assert EpochRecord.model_validate_json(json.dumps(fields)).gpu_memory_peak_bytes == (2**53,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from curvewatch_workers.metrics import (
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import RecordingReporter, train_alone
 from curvewatch_workers.totals import Totals
-from engine_support import make_spec, make_task
+from engine_support import EVERY_CALL_OF_A_GROUP, make_spec, make_task
 from ranks_support import on_ranks, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
@@ -166,7 +168,7 @@ def test_a_resumed_run_draws_the_numbers_of_the_undisturbed(tmp_path: Path) -> N
         assert other.train.loss == pytest.approx(one.train.loss, rel=1e-6)
 
 
-def test_torchrun_on_a_gpu(tmp_path: Path, project_root: Path) -> None:
+def test_one_process_of_torchrun_trains_on_the_gpu(tmp_path: Path, project_root: Path) -> None:
     from curvewatch_workers.torchrun import main
 
     assert (
@@ -191,3 +193,17 @@ def test_the_trainer_reports_gpu_memory_of_its_own_epoch() -> None:
 
     assert reporter.records[-1].gpu_memory_peak_bytes is not None
     assert reporter.records[-1].gpu_memory_peak_bytes[0] < 1 << 28
+
+
+def test_the_group_speaks_nccl(tmp_path: Path) -> None:
+    """A group of one rank needs no collective in training; here each of its calls is one all the same."""
+    script = tmp_path / "speak.py"
+    script.write_text(EVERY_CALL_OF_A_GROUP)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+
+    done = subprocess.run(
+        [*launcher, str(script), "cuda"], capture_output=True, text=True, check=False, timeout=200
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 1 by nccl" in done.stdout

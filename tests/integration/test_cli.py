@@ -132,8 +132,7 @@ def test_a_dry_run_shows_the_plan_and_needs_no_service(shell: Shell, job: Path) 
     assert "digits: 10 epochs, global batches of 32, on 1 worker with 1 CPU" in result.out
     plan = json.loads(shell("submit", job, "--dry-run", "--json").out)
     assert plan["entrypoint"].endswith("-m curvewatch_workers.entrypoint")
-    worker_job = json.loads(plan["runtime_env"]["env_vars"]["CURVEWATCH_JOB"])
-    assert worker_job["spec"]["name"] == "digits"
+    assert plan["worker_job"]["spec"]["name"] == "digits"
 
 
 def test_lists_and_details_of_runs(shell: Shell, api: ServedApi, job: Path) -> None:
@@ -268,6 +267,21 @@ def test_a_wrong_job_file_tells_every_mistake_at_once(shell: Shell, job: Path) -
     result = shell("submit", job)
     assert told(result, "5 problems", "training.epoch: unknown field; did you mean `epochs`?")
     assert told(result, "training.global_batch_size: is required", "code.task: ", "name: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("? [a, b]\n: 1", "a key must be plain text"),
+        ("name: !!bool foo", "`foo` is no bool"),
+        ("epochs: 0x" + "f" * 6000, "epochs: a whole number may have 1000 bits"),
+        ('{"name": "\\ud83d"}', "name: holds half of a character"),
+        ('{"\\ud83d": 1}', "\\ud83d: holds half of a character"),
+    ],
+)
+def test_a_job_file_that_cannot_be_read_is_told(shell: Shell, job: Path, text: str, words: str) -> None:
+    (job / "job.yaml").write_text(text)
+    assert told(shell("submit", job), "job.yaml: 1 problem", words)
 
 
 @pytest.mark.usefixtures("api")

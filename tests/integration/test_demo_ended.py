@@ -9,11 +9,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 END_SECONDS = 120
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="processes are looked for in /proc"
+)
 
 
 @pytest.fixture
@@ -37,10 +41,11 @@ def processes_below(folder: Path) -> list[str]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked for in /proc")
-def test_a_demo_that_is_interrupted_leaves_nothing_behind(short_folder: Path, project_root: Path) -> None:
+@contextmanager
+def demo_at_work(folder: Path, project_root: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start the demo and hand it over in the middle of its work: a run is known, and Ray is up."""
     command = [sys.executable, "-m", "curvewatch_service.cli", "demo"]
-    environment = {**os.environ, "TMPDIR": str(short_folder), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command,
         cwd=project_root,
@@ -53,11 +58,30 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(short_folder: Path, pr
         seen = []
         for line in iter(demo.stdout.readline, ""):
             seen.append(line)
-            # In the middle of its work: the run is known, and Ray is up.
             if " QUEUED: " in line or " STARTING: " in line:
                 break
         assert any("The service runs: http://127.0.0.1:" in line for line in seen), "".join(seen)
-        assert processes_below(short_folder) != []
+        assert processes_below(folder) != []
+        yield demo
+
+
+@needs_proc
+def test_a_demo_whose_terminal_goes_away_leaves_nothing_behind(
+    short_folder: Path, project_root: Path
+) -> None:
+    with demo_at_work(short_folder, project_root) as demo:
+        assert demo.stdout is not None
+        demo.stdout.close()  # nothing can be said any more
+        demo.send_signal(signal.SIGHUP)
+        demo.wait(END_SECONDS)
+    assert demo.returncode != -signal.SIGHUP
+    assert processes_below(short_folder) == []
+    assert list(short_folder.iterdir()) == []
+
+
+@needs_proc
+def test_a_demo_that_is_interrupted_leaves_nothing_behind(short_folder: Path, project_root: Path) -> None:
+    with demo_at_work(short_folder, project_root) as demo:
         demo.send_signal(signal.SIGINT)
         rest, _ = demo.communicate(timeout=END_SECONDS)
     assert demo.returncode == 130, rest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from curvewatch_service.schemas import RunView
@@ -40,7 +42,13 @@ class Broken(Dataset):
 def build():
     return make(Broken())
 """,
+    # More than one environment variable can hold: the job must reach its workers another way.
+    "large": """
+def build(words):
+    raise ValueError(f"{len(words)} words have arrived")
+""",
 }
+PARAMS: dict[str, dict[str, list[str]]] = {"large": {"words": ["x" * 100] * 3000}}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,7 @@ def failed(service: ServiceProcess, tmp_path_factory: pytest.TempPathFactory) ->
         (folder / "job_code.py").write_text(GOOD_PARTS + code)
         (folder / "job.yaml").write_text(
             f"name: {name}\ncode: {{task: 'job_code:build'}}\ntraining: {{epochs: 2, global_batch_size: 8}}\n"
+            f"params: {json.dumps(PARAMS.get(name, {}))}\n"
         )
         run_ids[name] = service.submit(folder)
     return {name: service.wait_for_end(run_id) for name, run_id in run_ids.items()}
@@ -89,3 +98,8 @@ def test_what_breaks_twice_at_one_step_ends_the_run(failed: dict[str, RunView]) 
 def test_logs_of_a_failed_run_can_be_read(failed: dict[str, RunView], service: ServiceProcess) -> None:
     with service.client() as client:
         assert "where is it" in client.logs(failed["raises"].run_id)
+
+
+def test_params_of_any_size_reach_the_workers(failed: dict[str, RunView]) -> None:
+    assert failed["large"].state == "FAILED"
+    assert "3000 words have arrived" in failed["large"].reason

@@ -11,6 +11,7 @@ import torch
 
 from curvewatch_workers.checkpoint import Snapshot
 from curvewatch_workers.contract import EpochRecord
+from engine_support import EVERY_CALL_OF_A_GROUP
 from torchrun_support import train
 
 JOB = """
@@ -148,3 +149,20 @@ def test_an_earlier_run_is_gone_on_with_only_when_asked(tmp_path: Path) -> None:
     assert "--resume" in second.stderr
     assert third.returncode == 0
     assert "epoch 1," not in third.stdout
+
+
+def test_the_group_speaks_gloo(tmp_path: Path) -> None:
+    """The same script speaks NCCL in tests/gpu."""
+    (tmp_path / "speak.py").write_text(EVERY_CALL_OF_A_GROUP)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "speak.py"), "cpu"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 1 by gloo" in done.stdout

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
 
 from curvewatch_service.client import Client, RefusedError, ServiceAwayError, UnknownRunError, WrongTokenError
 from curvewatch_service.schemas import EpochList, EventList, EventView, LogView, Problem, RunList
+from proxy_support import proxy_and_netrc
 from views_support import BEGIN, curve, run_view
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -200,3 +203,28 @@ def test_the_latest_of_no_runs_is_refused_with_the_remedy() -> None:
         UnknownRunError, match=r"there is no run yet; submit one: curvewatch submit job\.yaml"
     ):
         client_of(only()).find("latest")
+
+
+@pytest.mark.parametrize(
+    ("server", "by_proxy"),
+    [
+        ("http://127.0.0.1:{port}", []),
+        ("http://127.1.2.3:{port}", []),
+        ("http://localhost:{port}", []),
+        ("http://curvewatch.test:{port}", ["GET http://curvewatch.test:{port}/readyz Bearer cw_secret"]),
+    ],
+)
+def test_a_proxy_is_used_for_other_machines_only(
+    server: str, by_proxy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing listens at the port: whoever is asked is the proxy, or nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    with (
+        proxy_and_netrc(monkeypatch, tmp_path) as seen_by_proxy,
+        Client(server.replace("{port}", port), "cw_secret") as client,
+        pytest.raises(ServiceAwayError),
+    ):
+        client.health()
+
+    assert seen_by_proxy == [line.replace("{port}", port) for line in by_proxy]

@@ -19,6 +19,7 @@ import curvewatch_service.cluster as cluster_module
 from curvewatch_service.cluster import Endpoint, JobState, JobStatus, RayCluster
 from curvewatch_service.errors import ClusterUnavailableError, JobRefusedError
 from curvewatch_service.planning import JobRequest, Resources
+from proxy_support import proxy_and_netrc
 
 SECRET = "s3cret-token-of-the-cluster"
 
@@ -284,3 +285,15 @@ def test_of_a_long_log_the_end_is_handed_on(dashboard: Dashboard, cluster: RayCl
 def test_a_stop_is_sent_and_a_job_that_is_gone_is_fine(dashboard: Dashboard, cluster: RayCluster) -> None:
     cluster.stop("r-1")
     assert dashboard.seen[-1][:2] == ("POST", "/api/jobs/r-1/stop")
+
+
+def test_a_job_reaches_ray_past_proxies_and_a_netrc(
+    dashboard: Dashboard, cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dashboard.answer("/api/jobs/", {"submission_id": "r-1", "job_id": "r-1"})
+    with proxy_and_netrc(monkeypatch, tmp_path) as seen_by_proxy:
+        cluster.submit(JobRequest(submission_id="r-1", entrypoint="true"))
+
+    assert ("POST", "/api/jobs/", f"Bearer {SECRET}") in dashboard.seen
+    assert {header for _, _, header in dashboard.seen} == {f"Bearer {SECRET}"}
+    assert seen_by_proxy == []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def test_of_the_metrics_only_what_shows_the_curve_of_the_run_is_shown() -> None:
         'curvewatch_verdict{run="digits",run_id="digits-1",verdict="good_fit"} 1.0',
         'curvewatch_receipt_exact{run="digits",run_id="digits-1",split="train"} 0.0',
     ]
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_the_end_of_the_terminal_ends_the_demo_unless_it_is_to_be_ignored(before: signal.Handlers) -> None:
+    """`nohup` starts a program with the signal ignored."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, before)
+        demo._end_in_order_when_told()
+        expected = signal.SIG_IGN if before is signal.SIG_IGN else signal.default_int_handler
+        assert signal.getsignal(signal.SIGHUP) is expected
+        assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("expected", demo.EXPECTATIONS, ids=lambda expected: expected.example)

@@ -94,6 +94,7 @@ def test_every_verdict_comes_with_its_reasons(verdict: Verdict) -> None:
 
     assert diagnosis.advice
     assert "{" not in diagnosis.advice
+    assert "checkpoint of epoch" not in diagnosis.advice  # there need not be one
     assert diagnosis.summary.endswith(".")
     assert diagnosis.evidence
     for evidence in diagnosis.evidence:

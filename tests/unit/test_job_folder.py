@@ -138,3 +138,18 @@ def test_a_job_file_with_several_mistakes_tells_all_of_them(tmp_path: Path) -> N
 
 def test_a_folder_without_a_job_file_is_told(tmp_path: Path) -> None:
     assert "there is no such file; name a job.yaml or its folder" in problem_of(tmp_path)
+
+
+def test_the_hint_names_modules_that_would_travel_only(tmp_path: Path) -> None:
+    left_out = {".venv__lib__site_packages__digit": "", "__pycache__" + "/digitz": ""}
+    write(tmp_path, task="digts:build", model="", **left_out)
+    assert problem_of(tmp_path).startswith(
+        "code.task: there is no digts.py or digts/__init__.py in the code folder; found there: model (in "
+    )
+
+
+def test_a_link_that_cannot_travel_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    write(tmp_path, digits="def build(): ...")
+    (tmp_path / "data").symlink_to(tmp_path.parent)
+    assert "code.working_dir: " in problem_of(tmp_path)
+    assert "is a link to a folder" in problem_of(tmp_path)

@@ -17,6 +17,7 @@ from jsonschema import Draft7Validator  # type: ignore[import-untyped]  # comes 
 from packaging.version import Version
 
 from curvewatch_service.settings import Settings
+from curvewatch_workers.series import CURVES_PATH
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT.parent / "shared" / "schemas"
@@ -107,9 +108,11 @@ def test_no_ray_pod_is_taken_for_the_service() -> None:
 def test_the_monitor_selects_the_service_and_a_port_and_path_that_exist() -> None:
     monitor, service = the("ServiceMonitor")["spec"], the("Service")
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    (endpoint,) = monitor["endpoints"]
-    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
-    assert endpoint["path"] == "/metrics"
+    ports = {port["name"] for port in service["spec"]["ports"]}
+    assert {endpoint["port"] for endpoint in monitor["endpoints"]} <= ports
+    assert [endpoint["path"] for endpoint in monitor["endpoints"]] == ["/metrics", CURVES_PATH]
+    (told_apart,) = monitor["endpoints"][1]["relabelings"]
+    assert told_apart == {"sourceLabels": ["__metrics_path__"], "targetLabel": "metrics_path"}
 
 
 def test_rules_and_monitor_carry_the_labels_that_an_operator_selects_by() -> None:

@@ -41,7 +41,8 @@ def test_the_plan_says_all_that_the_workers_need(store: Store, tmp_path: Path) -
     assert isinstance(request.runtime_env["py_modules"], list)
     (package,) = request.runtime_env["py_modules"]
     assert (Path(str(package)) / "contract" / "__init__.py").is_file()
-    assert WorkerJob.model_validate_json(_variables(request)[WORKER_JOB_VARIABLE]) == WorkerJob(
+    assert _variables(request)[WORKER_JOB_VARIABLE] == str(tmp_path / "runs" / "digits-1" / "job-000001.json")
+    assert request.worker_job == WorkerJob(
         run_id="digits-1",
         submission=1,
         spec=run.spec,
@@ -71,6 +72,15 @@ def test_no_secret_is_planned(store: Store, tmp_path: Path) -> None:
     printed = plan(new_run(store), settings=settings).model_dump_json()
     assert "hunter2" not in printed
     assert "t" * 64 not in printed
+
+
+def test_what_ray_is_told_does_not_grow_with_the_params(store: Store, tmp_path: Path) -> None:
+    """Linux takes at most 128 KiB in one variable, and the job file may have a million bytes."""
+    settings = Settings(data_dir=tmp_path)
+    request = plan(new_run(store, params={"layers": ["x" * 100] * 5000}), settings=settings)
+    assert request.worker_job is not None
+    assert len(request.worker_job.model_dump_json()) > 500_000
+    assert len(request.model_dump_json(exclude={"worker_job"})) < 2000
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -19,7 +20,15 @@ from curvewatch_service.reconcile import (
 )
 from curvewatch_service.runs import RunState
 from curvewatch_service.store import CLUSTER_LOST_JOB
-from curvewatch_workers.contract import Control, EpochFinished, IngestMessage, Outcome, ScalingSpec
+from curvewatch_workers.contract import (
+    Control,
+    EpochFinished,
+    IngestMessage,
+    Outcome,
+    RunLayout,
+    ScalingSpec,
+    WorkerJob,
+)
 from curvewatch_workers.series import RECONCILE_ERRORS
 from reconcile_support import World, finished
 from store_support import attempt_message, epoch_message, new_run
@@ -330,6 +339,29 @@ def test_the_grace_of_a_stop_grows_with_the_epochs(world: World) -> None:
     world.clock.now += 3600
     world.reconciler.step()
     assert world.cluster.stopped == []
+
+
+def test_a_stopped_run_whose_workers_never_started_is_stopped_even_if_ray_says_failed(world: World) -> None:
+    new_run(world.store)
+    world.reconciler.step()
+    world.store.stop("digits-1", actor="ada")
+    world.cluster.finish("digits-1-1", JobStatus.FAILED, "the supervisor could not be started")
+    world.reconciler.step()
+    world.clock.now += 60
+    world.reconciler.step()
+    run = world.run()
+    assert run.state is RunState.STOPPED
+    assert "the supervisor could not be started" in run.reason
+
+
+def test_the_workers_find_their_job_in_the_storage_before_ray_is_asked(world: World) -> None:
+    new_run(world.store, params={"words": ["x" * 100] * 3000})
+    world.cluster.refuse = "not now"
+    world.reconciler.step()
+    path = RunLayout(world.settings.storage_path, "digits-1").job(1)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    job = WorkerJob.model_validate_json(path.read_bytes())
+    assert (job.run_id, job.submission, job.spec) == ("digits-1", 1, world.run().spec)
 
 
 def test_a_job_that_has_not_begun_is_stopped_at_once(world: World) -> None:

@@ -62,7 +62,7 @@ def test_a_loss_beyond_the_tolerance_is_told_with_both_values() -> None:
     [
         (_changed(samples_seen=99), "train samples_seen 100 and 99"),
         (_changed(samples_expected=99), "train samples_expected 100 and 99"),
-        (_changed(checksum_seen=7), f"train checksum_seen {100 * 2**64} and 7"),
+        (_changed(checksum_seen=7), "train checksum_seen 100 and 7"),
         (_changed(nonfinite_samples=1), "train nonfinite_samples 0 and 1"),
         (
             _changed(metrics={"accuracy": MetricTotals(total=74, count=100)}),

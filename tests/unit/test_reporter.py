@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,6 +15,7 @@ from pydantic import TypeAdapter
 
 from curvewatch_workers.contract import Control, EpochFinished, IngestAnswer, IngestRequest
 from curvewatch_workers.reporter import HttpPost, NullReporter, SpoolingReporter, Undeliverable
+from proxy_support import proxy_and_netrc
 from record_support import make_record
 
 MESSAGE: TypeAdapter[EpochFinished] = TypeAdapter(EpochFinished)
@@ -223,3 +227,154 @@ def test_whatever_a_sender_raises_is_survived(tmp_path: Path) -> None:
     reporter.close()
 
     assert spooled(tmp_path / "a.jsonl") == [1, 2]
+
+
+def read_request(taken: socket.socket) -> None:
+    """Read one request to its end: the body is JSON without whitespace at its end."""
+    received = b""
+    while b"\r\n\r\n" not in received or not received.endswith(b"}"):
+        part = taken.recv(65536)
+        if not part:
+            raise ConnectionError("the client has gone")
+        received += part
+
+
+class DeafService:
+    """Takes connections and bytes. It never answers, or drips bytes of an answer that is never whole.
+
+    Args:
+        drip: Bytes of the answer, sent one at a time.
+        first: A whole answer to the first request of a connection.
+    """
+
+    def __init__(self, drip: bytes = b"", *, first: bytes = b"") -> None:
+        self._drip = drip
+        self._first = first
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self._ended = threading.Event()
+        self.asked = threading.Event()
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/ingest"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while not self._ended.is_set():
+            try:
+                taken, _ = self._listener.accept()
+            except OSError:  # closed at the end of the test
+                return
+            self._open.append(taken)
+            threading.Thread(target=self._serve, args=(taken,), daemon=True).start()
+
+    def _serve(self, taken: socket.socket) -> None:
+        try:
+            if self._first:
+                read_request(taken)
+                taken.sendall(self._first)
+            read_request(taken)
+            self.asked.set()
+            for byte in self._drip:
+                taken.send(bytes([byte]))
+                if self._ended.wait(0.05):
+                    return
+        except OSError:  # the client has gone, as it should
+            return
+
+    @property
+    def connections(self) -> int:
+        return len(self._open)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._listener.close()
+        for taken in self._open:
+            taken.close()
+
+
+HEAD_THAT_NEVER_ENDS = b"HTTP/1.1 200 OK\r\nX-Slow: " + b"a" * 10_000
+BODY_THAT_NEVER_ENDS = b"HTTP/1.1 200 OK\r\n\r\n" + b" " * 10_000
+
+
+@pytest.fixture(params=[b"", HEAD_THAT_NEVER_ENDS, BODY_THAT_NEVER_ENDS], ids=["mute", "head", "body"])
+def deaf(request: pytest.FixtureRequest) -> Iterator[DeafService]:
+    one = DeafService(request.param)
+    yield one
+    one.close()
+
+
+def test_the_spool_never_waits_for_a_service_that_does_not_answer(deaf: DeafService, tmp_path: Path) -> None:
+    """Killed now, the process would lose nothing, though its first request is still under way."""
+    spool = tmp_path / "a.jsonl"
+    reporter = SpoolingReporter(spool, HttpPost(deaf.url, "secret", seconds=60), flush_seconds=0.2)
+    send(reporter, 1)
+    assert deaf.asked.wait(20)
+    send(reporter, *range(2, 8))
+    deadline = time.monotonic() + 8
+    while not spool.exists() or spool.read_bytes().count(b"\n") < 7:
+        assert time.monotonic() < deadline, spool.read_bytes()
+        time.sleep(0.01)
+
+    assert spooled(spool) == [1, 2, 3, 4, 5, 6, 7]
+    reporter.close()
+
+
+def test_a_request_ends_in_time_however_slowly_it_is_answered(deaf: DeafService) -> None:
+    post = HttpPost(deaf.url, "secret", seconds=0.5)
+    began = time.monotonic()
+    with pytest.raises(Undeliverable, match=r"(no whole answer within 0\.5 s|Read timed out)"):
+        post((EpochFinished(record=make_record()),))
+    assert 0.4 < time.monotonic() - began < 5
+
+
+def test_a_request_on_a_connection_that_was_used_before_ends_in_time_too() -> None:
+    answer = IngestAnswer(control=Control.STOP).model_dump_json().encode()
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer)
+    deaf = DeafService(HEAD_THAT_NEVER_ENDS, first=whole)
+    post = HttpPost(deaf.url, "secret", seconds=2)
+    assert post(()) is Control.STOP
+    with pytest.raises(Undeliverable, match="no whole answer within 2 s"):
+        post(())
+    assert deaf.connections == 1
+    deaf.close()
+
+
+def test_closing_is_bounded_and_says_what_was_not_confirmed(
+    deaf: DeafService, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = tmp_path / "a.jsonl"
+    reporter = SpoolingReporter(spool, HttpPost(deaf.url, "secret", seconds=60), flush_seconds=0.5)
+    send(reporter, 1, 2, 3)
+    assert deaf.asked.wait(20)
+    began = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        reporter.close()
+
+    assert time.monotonic() - began < 5
+    assert spooled(spool) == [1, 2, 3]
+    (warning,) = caplog.messages
+    assert warning == (
+        f"The service has not confirmed 3 messages; it takes what lies in {spool} from there, if it can read it"
+    )
+
+
+def test_what_is_neither_spooled_nor_sent_is_said_to_be_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jsonl").mkdir()
+    reporter = make_reporter(tmp_path / "a.jsonl", "http://127.0.0.1:9/ingest", flush_seconds=0.2)
+    send(reporter, 1)
+    reporter.close()
+
+    assert any("is lost" in message for message in caplog.messages)
+
+
+def test_neither_a_proxy_nor_a_netrc_comes_between(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with proxy_and_netrc(monkeypatch, tmp_path) as seen_by_proxy:
+        reporter = make_reporter(tmp_path / "a.jsonl", service.url)
+        send(reporter, 1)
+        reporter.close()
+
+    assert (service.taken, service.tokens) == ([1], {"Bearer secret"})
+    assert seen_by_proxy == []

@@ -268,9 +268,9 @@ def _set_torn_registry_aside(job: WorkerJob) -> None:
 
 
 def main() -> int:
-    """Run the job that the environment describes; return the exit code: 0 unless it failed."""
+    """Run the job that the environment names; return the exit code: 0 unless it failed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    job = WorkerJob.model_validate_json(os.environ[WORKER_JOB_VARIABLE])
+    job = _job_of(Path(os.environ[WORKER_JOB_VARIABLE]))
     finished = fit(job)
     reporter = reporter_for(job, f"driver-{job.submission:06d}")
     reporter.send(finished)
@@ -281,6 +281,17 @@ def main() -> int:
     if finished.traceback:
         logger.error("The user's code failed:\n%s", finished.traceback)
     return 1 if finished.outcome is Outcome.FAILED else 0
+
+
+def _job_of(path: Path) -> WorkerJob:
+    """Read the job that the service wrote; without it nothing is known, not even whom to tell."""
+    try:
+        return WorkerJob.model_validate_json(path.read_bytes())
+    except OSError as error:
+        sys.exit(
+            f"the job cannot be read from {path} ({error.strerror}); service and workers must see the same "
+            "storage (CURVEWATCH_STORAGE_PATH of the service) as the same user"
+        )
 
 
 def _resources(job: WorkerJob) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -23,11 +24,13 @@ from curvewatch_workers.contract import (
     RunLayout,
     WorkerJob,
 )
+from curvewatch_workers.deadline import DeadlineSession
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 200
-_TIMEOUT_SECONDS = (3.05, 10.0)
+_POST_SECONDS = 10.0
+"""How long one request may take in all."""
 _RETRY_STATUS = frozenset({408, 425, 429})
 
 
@@ -76,18 +79,20 @@ class HttpPost:
     Args:
         url: Address of the route.
         token: The run's own ingest token.
+        seconds: How long one request may take in all, however slowly the answer comes.
     """
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, *, seconds: float = _POST_SECONDS) -> None:
         self._url = url
-        self._session = requests.Session()
+        self._seconds = seconds
+        self._session = DeadlineSession()
         self._session.headers.update({"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
 
     def __call__(self, messages: tuple[IngestMessage, ...]) -> Control:
         """Send a batch."""
         body = IngestRequest(messages=messages).model_dump_json()
         try:
-            response = self._session.post(self._url, data=body, timeout=_TIMEOUT_SECONDS)
+            response = self._session.post_within(self._seconds, self._url, body)
         except requests.RequestException as error:
             raise Undeliverable(str(error)) from error
         if response.ok:
@@ -108,15 +113,16 @@ def _control_in(response: requests.Response) -> Control:
 
 
 class SpoolingReporter:
-    """Spools each message to disk, then sends it, in a thread of its own.
+    """Spools each message to disk in one thread, and sends what is spooled in another.
 
     The spool is the truth: what could not be sent when the run ends is taken from there by the service later.
+    So the spool waits for nobody: a service that takes long to answer holds up the sending only.
 
     Args:
         spool: JSON-lines file that is appended to.
         post: Sends a batch; None only spools.
         poll_seconds: How often the control word is asked for when there is nothing to send.
-        flush_seconds: Longest wait for the service in `close`.
+        flush_seconds: Longest wait in `close`.
         backoff_seconds: First pause after a failed attempt; doubled up to thirty times that, with jitter.
     """
 
@@ -135,14 +141,20 @@ class SpoolingReporter:
         self._backoff = backoff_seconds
         self._control = Control.CONTINUE
         self._queue: queue.SimpleQueue[IngestMessage | None] = queue.SimpleQueue()
+        # Guards the four below, and tells the sender of a change.
+        self._changed = threading.Condition()
         self._unsent: list[IngestMessage] = []
-        self._closing_at: float | None = None
+        self._unspooled = 0
+        self._all_spooled = False
+        self._given_up = False
         self._failures = 0
         spool.parent.mkdir(parents=True, exist_ok=True)
         self._spool_path = spool
         self._torn = False
-        self._thread = threading.Thread(target=self._run, name="curvewatch-reporter", daemon=True)
-        self._thread.start()
+        self._spooler = threading.Thread(target=self._spool_all, name="curvewatch-spooler", daemon=True)
+        self._sender = threading.Thread(target=self._send_all, name="curvewatch-sender", daemon=True)
+        self._spooler.start()
+        self._sender.start()
 
     def send(self, message: IngestMessage) -> None:
         """Take a message; returns at once."""
@@ -153,55 +165,48 @@ class SpoolingReporter:
         return self._control
 
     def close(self) -> None:
-        """Spool everything, then try to send it for at most `flush_seconds`."""
-        self._closing_at = time.monotonic() + self._flush
+        """Spool everything, then try to send it; for at most `flush_seconds` in all."""
+        deadline = time.monotonic() + self._flush
         self._queue.put(None)
-        # Two time-outs of a request may still run out after the deadline was seen.
-        self._thread.join(self._flush + 2 * sum(_TIMEOUT_SECONDS))
-        if self._unsent:
+        self._spooler.join(self._flush)
+        self._sender.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            self._given_up = True
+            self._changed.notify_all()
+            unsent, unspooled, spooled = len(self._unsent), self._unspooled, self._all_spooled
+        if unspooled or not spooled:
+            logger.error(
+                "Not all messages could be written to %s; what the service has not taken of them is lost",
+                self._spool_path,
+                extra={"action": "reporter_unspooled"},
+            )
+        if unsent and self._post is not None:
             logger.warning(
-                "%d messages were not taken by the service; they stay in the spool and are ingested from there",
-                len(self._unsent),
+                "The service has not confirmed %d messages; it takes what lies in %s from there, if it can read it",
+                unsent,
+                self._spool_path,
                 extra={"action": "reporter_unsent"},
             )
 
-    def _run(self) -> None:
-        next_try = 0.0
-        open_ = True
-        while open_ or self._may_still_send():
-            wait = max(0.0, next_try - time.monotonic()) if self._unsent else self._poll
-            if open_:
-                open_ = self._take(wait)
-            elif self._closing_at is not None:
-                time.sleep(max(0.0, min(wait, self._closing_at - time.monotonic())))
-            if self._post is None:
-                self._unsent.clear()
-            elif time.monotonic() >= next_try:
-                next_try = time.monotonic() + self._deliver(self._post)
-
-    def _may_still_send(self) -> bool:
-        return bool(self._unsent) and self._closing_at is not None and time.monotonic() < self._closing_at
-
-    def _take(self, wait: float) -> bool:
-        """Move what is queued into the spool with one fsync; False when the reporter is closing."""
-        taken: list[IngestMessage] = []
+    def _spool_all(self) -> None:
+        """Move what is queued into the spool, with one fsync for all that waits, until the reporter closes."""
         closing = False
-        try:
-            message = self._queue.get(timeout=wait) if wait > 0 else self._queue.get_nowait()
-            while True:
-                if message is None:
-                    closing = True
-                else:
-                    taken.append(message)
-                message = self._queue.get_nowait()
-        except queue.Empty:
-            pass
-        if taken:
-            self._spool(taken)
-            self._unsent += taken
-        return not closing
+        while not closing:
+            taken = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    taken.append(self._queue.get_nowait())
+            closing = None in taken
+            messages = [message for message in taken if message is not None]
+            written = not messages or self._spool(messages)
+            with self._changed:
+                self._unspooled += 0 if written else len(messages)
+                self._unsent += messages if self._post is not None else []
+                self._all_spooled = closing
+                self._changed.notify_all()
 
-    def _spool(self, messages: list[IngestMessage]) -> None:
+    def _spool(self, messages: list[IngestMessage]) -> bool:
+        """Append messages to the spool; return whether they are on the disk."""
         try:
             lines = b"".join(one.model_dump_json().encode() + b"\n" for one in messages)
             with self._spool_path.open("ab") as file:
@@ -216,10 +221,33 @@ class SpoolingReporter:
             logger.exception(
                 "Could not spool %d messages", len(messages), extra={"action": "reporter_spool_failed"}
             )
+        return not self._torn
+
+    def _send_all(self) -> None:
+        """Send what is spooled, and ask for the control word between, until all is sent or time is up."""
+        pause = 0.0
+        while self._post is not None and self._due(pause):
+            pause = self._deliver(self._post)
+
+    def _due(self, pause: float) -> bool:
+        """Wait until there is something to send or to ask; False when there is no more.
+
+        Args:
+            pause: Seconds to wait after a failure, whatever there is to send; 0 after a success.
+        """
+        with self._changed:
+            if pause:
+                self._changed.wait_for(lambda: self._given_up, pause)
+            else:
+                self._changed.wait_for(
+                    lambda: self._unsent or self._all_spooled or self._given_up, self._poll
+                )
+            return not self._given_up and (bool(self._unsent) or not self._all_spooled)
 
     def _deliver(self, post: Post) -> float:
         """Send one batch; return the seconds to wait before the next."""
-        batch = tuple(self._unsent[:_BATCH])
+        with self._changed:
+            batch = tuple(self._unsent[:_BATCH])
         try:
             self._control = post(batch)
         except Refused as error:
@@ -229,7 +257,8 @@ class SpoolingReporter:
         except Exception as error:  # noqa: BLE001 - the thread must outlive whatever a sender raises
             return self._back_off(len(batch), error)
         self._failures = 0
-        del self._unsent[: len(batch)]
+        with self._changed:
+            del self._unsent[: len(batch)]
         return 0.0
 
     def _back_off(self, messages: int, error: Exception) -> float:

@@ -25,13 +25,20 @@ class Series:
     labels: tuple[str, ...] = ()
     unit: str = ""
     """Grafana unit of the values: `s`, `bytes`, `percentunit`, `short`; empty for a plain number."""
+    path: str = "/metrics"
+    """Where the service exports it."""
 
 
 TABLE: dict[str, Series] = {}
 
 
-def _series(name: str, kind: Kind, help_text: str, *labels: str, unit: str = "") -> Series:
-    series = Series(name=name, kind=kind, help=help_text, labels=labels, unit=unit)
+CURVES_PATH: Final = "/metrics/curves"
+
+
+def _series(
+    name: str, kind: Kind, help_text: str, *labels: str, unit: str = "", path: str = "/metrics"
+) -> Series:
+    series = Series(name=name, kind=kind, help=help_text, labels=labels, unit=unit, path=path)
     TABLE[name] = series
     return series
 
@@ -65,6 +72,25 @@ METRIC = _series(
     *_RUN,
     "split",
     "metric",
+)
+EPOCH_LOSS = _series(
+    "curvewatch_epoch_loss",
+    _GAUGE,
+    "Global loss of one epoch; of a long curve the first, the last, the best and evenly spaced epochs.",
+    *_RUN,
+    "split",
+    "epoch",
+    path=CURVES_PATH,
+)
+EPOCH_METRIC = _series(
+    "curvewatch_epoch_metric",
+    _GAUGE,
+    "Global metric of one epoch; accuracy and the like as ratios from 0 to 1. The same epochs as for the loss.",
+    *_RUN,
+    "split",
+    "epoch",
+    "metric",
+    path=CURVES_PATH,
 )
 EPOCH = _series("curvewatch_epoch", _GAUGE, "Latest finished epoch, from 1; 0 before the first.", *_RUN)
 EPOCHS_PLANNED = _series("curvewatch_epochs_planned", _GAUGE, "Epochs that the job asks for.", *_RUN)

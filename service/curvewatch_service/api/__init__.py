@@ -13,6 +13,7 @@ from curvewatch_service.api import health, ingest, problems, runs, session
 from curvewatch_service.api.safety import SafetyMiddleware
 from curvewatch_service.auth import Sessions
 from curvewatch_service.export import RunCollector
+from curvewatch_service.export_curves import CurveCollector
 from curvewatch_service.services import Services
 
 __all__ = ["create_app"]
@@ -26,6 +27,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.sessions = Sessions(services.store)
     app.state.cluster_probe = health.ClusterProbe(services.cluster)
     app.state.registry = _registry(services)
+    app.state.curves = CollectorRegistry()
+    app.state.curves.register(CurveCollector(services.store, services.settings))
     problems.install(app)
     app.add_middleware(SafetyMiddleware)
     app.add_api_route(

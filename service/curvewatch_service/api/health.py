@@ -14,6 +14,7 @@ from curvewatch_service.api.session import services_of
 from curvewatch_service.cluster import Cluster
 from curvewatch_service.errors import ClusterUnavailableError
 from curvewatch_service.schemas import View
+from curvewatch_workers.series import CURVES_PATH
 
 CLUSTER_WAIT_SECONDS = 0.5
 router = APIRouter()
@@ -77,7 +78,16 @@ def readyz(request: Request) -> ReadyView:
 
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
-    """Return every series, in the format that the scraper prefers."""
-    registry: CollectorRegistry = request.app.state.registry
+    """Return every series but the curves, in the format that the scraper prefers."""
+    return _exposition(request, request.app.state.registry)
+
+
+@router.get(CURVES_PATH, response_class=Response)
+def curves(request: Request) -> Response:
+    """Return the curves, a point an epoch, in the format that the scraper prefers."""
+    return _exposition(request, request.app.state.curves)
+
+
+def _exposition(request: Request, registry: CollectorRegistry) -> Response:
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))
     return Response(encode(registry), headers={"Content-Type": content_type})

@@ -6,6 +6,7 @@ import base64
 import logging
 import re
 import secrets
+import shutil
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -89,11 +90,16 @@ def _require_fit(services: Services, spec: JobSpec) -> str | None:
 
 def _create(services: Services, spec: JobSpec, *, owner: str, code_hash: str) -> Run:
     run_id, token = _new_run_id(spec.name), new_ingest_token()
-    # Before the run is known: its workers may start as soon as it is.
-    write_ingest_token(RunLayout(services.settings.storage_path, run_id).ingest_token, token)
-    return services.store.create_run(
-        run_id=run_id, spec=spec, owner=owner, code_hash=code_hash, ingest_token_hash=token_hash(token)
-    )
+    layout = RunLayout(services.settings.storage_path, run_id)
+    try:
+        # Before the run is known: its workers may start as soon as it is.
+        write_ingest_token(layout.ingest_token, token)
+        return services.store.create_run(
+            run_id=run_id, spec=spec, owner=owner, code_hash=code_hash, ingest_token_hash=token_hash(token)
+        )
+    except Exception:
+        shutil.rmtree(layout.root, ignore_errors=True)
+        raise
 
 
 def _new_run_id(name: str) -> str:

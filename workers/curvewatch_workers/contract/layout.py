@@ -16,6 +16,10 @@ class RunLayout:
         """The token that is good for this run's ingest only (mode 0600)."""
         return self.root / "ingest-token"
 
+    def job(self, submission: int) -> Path:
+        """Return the file that holds the `WorkerJob` of one start of the Ray job, from 1 (mode 0600)."""
+        return self.root / f"job-{submission:06d}.json"
+
     @property
     def attempts(self) -> Path:
         """One file for each attempt, created exclusively: the fence. It holds the number of the job's start."""

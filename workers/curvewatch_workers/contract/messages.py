@@ -107,7 +107,7 @@ class IngestAnswer(Record):
 
 
 class WorkerJob(Record):
-    """What the Ray job is told through its environment. Holds no secret: the Jobs API shows it in clear."""
+    """What the Ray job is told, through a file in the run's storage: a variable holds no more than 128 KiB."""
 
     run_id: str
     """The run."""
@@ -121,5 +121,5 @@ class WorkerJob(Record):
     """Where records are sent; null only spools them."""
 
 
-WORKER_JOB_VARIABLE = "CURVEWATCH_JOB"
-"""Environment variable that carries the `WorkerJob` as JSON."""
+WORKER_JOB_VARIABLE = "CURVEWATCH_JOB_FILE"
+"""Environment variable that carries the path of the `WorkerJob`, which is written as JSON."""

@@ -15,7 +15,9 @@ LARGEST_MATRIX = 100
 _LARGEST_EXPONENT = 709.0
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[
+    int, Field(ge=0, le=2**53)
+]  # what a float64 holds exactly, as it does in charts and exports
 
 
 class Record(BaseModel):

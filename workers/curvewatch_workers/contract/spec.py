@@ -44,6 +44,8 @@ def _require_flat(value: JsonValue, depth: int) -> None:
 
 Whole = Annotated[int, Strict()]
 """A whole number, and no yes or no: `epochs: yes` would be 1."""
+Number = Annotated[float, Strict()]
+"""A number, whole or not, and no yes or no and no text: `cpus_per_worker: yes` would be 1."""
 Printable = Annotated[str, AfterValidator(_printable)]
 
 
@@ -101,7 +103,7 @@ class TrainingSpec(Spec):
     precision: Precision = "fp32"
     """Number format of forward and backward; the sums behind the metrics are float64 in any case. fp16 scales the
     loss so that small gradients do not vanish."""
-    gradient_clip_norm: float | None = Field(default=None, gt=0)
+    gradient_clip_norm: Number | None = Field(default=None, gt=0)
     """Largest L2 norm of the gradient of one step; null clips nothing."""
     data_workers: Whole = Field(default=0, ge=0, le=64)
     """Processes that load data, for each training worker; 0 loads in the worker itself."""
@@ -122,7 +124,7 @@ class ScalingSpec(Spec):
 
     workers: Whole = Field(default=1, ge=1, le=4096)
     """Training processes; the world size."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: Number = Field(default=1, gt=0)
     """CPUs that each worker reserves."""
     gpus_per_worker: Whole = Field(default=0, ge=0, le=1)
     """GPUs of each worker, 0 or 1: data-parallel training uses one process for each GPU."""
@@ -178,7 +180,7 @@ class CheckpointSpec(Spec):
     """Where checkpoints are kept: an absolute path that all workers share, or a URI that pyarrow or fsspec
     understands, such as `s3://bucket/folder`; the run's own folder is made below it. null keeps them in the
     run's folder below the service's storage path."""
-    min_interval_seconds: float = Field(default=2.0, ge=0)
+    min_interval_seconds: Number = Field(default=2.0, ge=0)
     """A checkpoint that is due sooner than this after the last one is left out, so that short epochs are not
     spent on checkpoints."""
 
@@ -192,7 +194,7 @@ class EarlyStoppingSpec(Spec):
     """Whether lower or higher is better."""
     patience: Whole = Field(default=10, ge=1)
     """Epochs without improvement after which the run stops."""
-    min_delta: float = Field(default=0.0, ge=0)
+    min_delta: Number = Field(default=0.0, ge=0)
     """Smallest change, in the number's own unit, that counts as an improvement."""
     warmup_epochs: Whole = Field(default=0, ge=0)
     """First epochs that patience does not count; the best of them still counts."""
@@ -209,7 +211,7 @@ class PolicySpec(Spec):
     epoch, without a checkpoint of it."""
     early_stopping: EarlyStoppingSpec | None = None
     """Stop when a number stops improving; null trains all epochs."""
-    max_seconds: float | None = Field(default=None, gt=0)
+    max_seconds: Number | None = Field(default=None, gt=0)
     """Stop after the epoch in which the training time of all epochs, of the slowest worker, reaches this."""
     max_samples: Whole | None = Field(default=None, ge=1)
     """Stop after the epoch in which the train samples of all epochs reach this."""

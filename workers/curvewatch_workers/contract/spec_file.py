@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from curvewatch_workers.contract.errors import SpecError, SpecProblem
+from curvewatch_workers.contract.job_text import JobTextError, values_of
 from curvewatch_workers.contract.spec import (
     CONFIDENTIAL,
     LABEL_KEY_PATTERN,
@@ -36,7 +35,7 @@ def read_job_spec(path: str | Path) -> JobSpec:
     """Read a job file.
 
     Args:
-        path: A YAML or JSON file (JSON is a subset of YAML).
+        path: A YAML or JSON file.
 
     Raises:
         SpecError: The file cannot be read, is not YAML, or breaks the schema; with every problem.
@@ -62,13 +61,12 @@ def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
     """Parse a job from YAML or JSON text.
 
     Raises:
-        SpecError: The text is not YAML or breaks the schema; with every problem.
+        SpecError: The text is neither or breaks the schema; with every problem.
     """
     try:
-        data = yaml.load(text, Loader=_JobLoader)  # noqa: S506 - a safe loader, made stricter
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # YAML's own dates and numbers raise plain ValueErrors.
-        raise SpecError(source, [_whole(f"is neither YAML nor JSON: {error}")]) from error
+        data = values_of(text)
+    except JobTextError as error:
+        raise SpecError(source, [SpecProblem(path=error.path, message=error.message)]) from error
     if not isinstance(data, dict):
         kind = "empty" if data is None else f"a {type(data).__name__}"
         raise SpecError(
@@ -78,36 +76,6 @@ def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
         return JobSpec.model_validate(data)
     except ValidationError as error:
         raise SpecError(source, list(_problems(error))) from error
-
-
-class _JobLoader(yaml.SafeLoader):
-    """YAML as a job file needs it: no aliases, no key twice, and `1e-3` is a number as in YAML 1.2."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Compose a node; an alias could stand for a document of any size."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave its types out
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not taken; write the value again", problem_mark=event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping; of a key that stands twice, one value would be lost."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key `{key}` stands twice; remove one", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_JobLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def _whole(message: str) -> SpecProblem:

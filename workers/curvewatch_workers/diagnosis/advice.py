@@ -6,19 +6,24 @@ from typing import Final
 
 from curvewatch_workers.diagnosis.verdict import Verdict
 
+_BEST: Final = (
+    "the best checkpoint that was kept, of epoch {best} or, if none was taken there, of another one (the run's "
+    "page and `curvewatch show` name its path once the run has ended)"
+)
+"""Checkpoints are spaced in time: in short epochs the best one may have none."""
+
 ADVICE: Final[dict[Verdict, str]] = {
     Verdict.GOOD_FIT: (
-        "Nothing needs to change. Use the checkpoint of epoch {best}; train longer only if validation loss "
-        "still falls."
+        f"Nothing needs to change. Use {_BEST}; train longer only if validation loss still falls."
     ),
     Verdict.OVERFITTING: (
-        "Use the checkpoint of epoch {best} and stop there next time (early stopping). To get further: more "
+        f"Use {_BEST}, and stop there next time (early stopping). To get further: more "
         "or augmented data, stronger weight decay or dropout, or a smaller model; and look for wrong "
         "labels."
     ),
     Verdict.OVERCONFIDENT: (
-        "If only the decisions matter, the latest checkpoint is as good as that of epoch {best}. If the "
-        "probabilities matter, use epoch {best}, or fit a temperature on the validation set; label "
+        "If only the decisions matter, the latest checkpoint is as good as any. If the probabilities matter, "
+        f"use {_BEST}, or fit a temperature on the validation set; label "
         "smoothing or more weight decay keep it from happening."
     ),
     Verdict.UNDERFITTING: (
@@ -42,11 +47,12 @@ ADVICE: Final[dict[Verdict, str]] = {
         "statistics."
     ),
     Verdict.DIVERGING: (
-        "Stop. Go back to the checkpoint of epoch {best} and lower the learning rate ten times; clip the "
+        f"Stop. Go back to {_BEST}, and lower the learning rate ten times; clip the "
         "gradient norm at 1, and warm the learning rate up over the first epochs."
     ),
     Verdict.NOT_FINITE: (
-        "Stop. Go back to the last checkpoint before epoch {bad}; look for a division by 0, the logarithm "
+        "Stop. Go back to a checkpoint from before epoch {bad}, if one was kept; look for a division by 0, the "
+        "logarithm "
         "of 0 or an overflow in half precision, and for NaN in the data; lower the learning rate and clip "
         "the gradient norm at 1."
     ),
