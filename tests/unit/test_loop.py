@@ -6,6 +6,7 @@ import gc
 import math
 import multiprocessing
 import random
+import shutil
 import weakref
 from pathlib import Path
 from typing import cast
@@ -358,3 +359,63 @@ def test_a_trainer_that_is_let_go_lets_its_loading_processes_go(tmp_path: Path) 
         assert not multiprocessing.active_children()
     finally:
         gc.enable()
+
+
+def overfit_task() -> TrainingTask:
+    """A model that is soon at its best and then learns its few samples by heart."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    return make_task(samples=12, model=model, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("interrupted_after", [None, 3])
+def test_the_weights_of_the_best_epoch_are_put_back(tmp_path: Path, interrupted_after: int | None) -> None:
+    def spec(epochs: int) -> JobSpec:
+        policy = {"early_stopping": {"patience": 5, "restore_best": True}}
+        return make_spec(epochs=epochs, policy=policy, checkpoints={"min_interval_seconds": 0})
+
+    if interrupted_after is not None:
+        make_trainer(spec(interrupted_after), overfit_task(), tmp_path).run(after_epoch=0)
+    task, reporter = overfit_task(), RecordingReporter()
+    trainer = make_trainer(spec(60), task, tmp_path, reporter)
+
+    ending = trainer.run(after_epoch=trainer.resume())
+
+    losses = [record.validation.loss for record in reporter.records]
+    best = min(losses)
+    assert ending.restore_best
+    assert losses[-1] > 1.05 * best
+    assert len(losses) == losses.index(best) + 1 + 5
+    inputs, targets = datasets(task)[1].tensors
+    kept = Snapshot.read(tmp_path / f"epoch-{len(losses):06d}", torch.device("cpu"))
+    for state in (task.model.state_dict(), kept.model):
+        again = overfit_task().model
+        again.load_state_dict(state)
+        with torch.inference_mode():
+            assert float(nn.functional.cross_entropy(again(inputs), targets)) == pytest.approx(best, rel=1e-6)
+
+
+def test_without_it_the_last_weights_stay(tmp_path: Path) -> None:
+    task = overfit_task()
+
+    ending, records = train(make_spec(epochs=60, policy={"early_stopping": {"patience": 5}}), task, tmp_path)
+
+    inputs, targets = datasets(task)[1].tensors
+    with torch.inference_mode():
+        final = float(nn.functional.cross_entropy(task.model(inputs), targets))
+    assert not ending.restore_best
+    assert final == pytest.approx(records[-1].validation.loss, rel=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_has_the_same_curve_and_checkpoints(tmp_path: Path) -> None:
+    _, plain = train(make_spec(), make_task(), tmp_path / "plain")
+    _, compiled = train(make_spec(compile=True), make_task(), tmp_path / "compiled")
+
+    for one, other in zip(plain, compiled, strict=True):
+        assert other.train.loss == pytest.approx(one.train.loss, rel=1e-5)
+        assert other.validation.metrics == one.validation.metrics
+    names = set(make_task().model.state_dict())
+    assert set(Snapshot.read(tmp_path / "compiled" / "epoch-000002", torch.device("cpu")).model) == names
