@@ -75,14 +75,23 @@ def add_event(
     return True
 
 
-def move(session: Session, row: RunRow, target: RunState, *, reason: str, message: str, actor: str) -> None:
-    """Move a run to another state, with the event `state_<target>`.
+def move(
+    session: Session,
+    row: RunRow,
+    target: RunState,
+    *,
+    reason: str,
+    message: str,
+    actor: str,
+    time: datetime | None = None,
+) -> None:
+    """Move a run to another state, with the event `state_<target>`; at a time, by default now.
 
     Raises:
         IllegalTransitionError: The move is not one of the life of a run.
     """
     RunState.parse(row.state).require(target)
-    now = datetime.now(UTC)
+    now = time or datetime.now(UTC)
     row.state, row.reason = target.label, reason
     if target.terminal:
         row.finished_at = now

@@ -164,7 +164,9 @@ class Store:
                 return False
             for name, value in fields.items():
                 setattr(row, name, value)
-            move(session, row, target, reason=reason, message=message, actor=actor)
+            # Both at one time: the list of events has the move first.
+            time = setback[1] if setback is not None else None
+            move(session, row, target, reason=reason, message=message, actor=actor, time=time)
             if setback is not None:
                 add_event(session, run_id, setback[0], message, actor, time=setback[1])
             _settle_curve(session, row)

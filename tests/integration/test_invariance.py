@@ -140,8 +140,21 @@ CASES: dict[str, Callable[[], tuple[JobSpec, TrainingTask]]] = {
 }
 
 
+# On 3 ranks, which divide neither batches nor shards, all of them; on 2 and 4 those in which the split matters most.
+ON_ANY_NUMBER = (
+    "one less than whole batches",
+    "one more, fewer than ranks in the last batch",
+    "fewer samples than ranks",
+    "gradient accumulation",
+    "class weights in micro-batches",
+    "tokens with padding",
+    "many metrics",
+)
+
+
 def train_all(group: Group) -> dict[str, list[EpochRecord]]:
-    return {name: train(group, *make()) for name, make in CASES.items()}
+    names = ON_ANY_NUMBER if group.world_size in (2, 4) else tuple(CASES)
+    return {name: train(group, *CASES[name]()) for name in names}
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4])
@@ -186,9 +199,15 @@ def require_same_curve(one: list[EpochRecord], other: list[EpochRecord]) -> None
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_curve_does_not_depend_on_the_number_of_ranks(
-    name: str, alone: dict[str, list[EpochRecord]], together: dict[str, list[EpochRecord]]
+    name: str, alone: dict[str, list[EpochRecord]], together: dict[int, dict[str, list[EpochRecord]]]
 ) -> None:
-    require_same_curve(alone[name], together[name])
+    trained = {ranks: curves[name] for ranks, curves in together.items() if name in curves}
+
+    assert 3 in trained
+    assert len(trained) == 3 or name not in ON_ANY_NUMBER
+    for ranks, curve in trained.items():
+        assert {record.world_size for record in curve} == {ranks}
+        require_same_curve(alone[name], curve)
 
 
 def test_a_skipped_step_is_told(alone: dict[str, list[EpochRecord]]) -> None:

@@ -73,20 +73,6 @@ def require_equal(one: list[EpochRecord], other: list[EpochRecord]) -> None:
             assert y.exact
 
 
-# 49 = 3 batches and 1 left over, fewer than the ranks: shares of the last step are empty. 2 < 3 ranks altogether.
-@pytest.mark.parametrize(("samples", "validation_samples"), [(49, 23), (2, 2)])
-def test_uneven_and_empty_shares_change_nothing(
-    tmp_path: Path, samples: int, validation_samples: int
-) -> None:
-    (tmp_path / "sizes.py").write_text(USERS_FILE)
-    job = tmp_path / "job.yaml"
-    job.write_text(JOB.format(samples=samples, validation_samples=validation_samples))
-
-    alone = train(job, tmp_path / "1", ranks=1)
-
-    require_equal(alone, train(job, tmp_path / "3", ranks=3))
-
-
 def test_the_digits_have_one_curve_on_one_and_four_ranks(tmp_path: Path, project_root: Path) -> None:
     job = project_root / "examples" / "digits"
 
