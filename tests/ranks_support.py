@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import traceback
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from curvewatch_workers.checkpoint import Checkpoints, FolderCheckpoints, NoCheckpoints
 from curvewatch_workers.contract import EpochRecord, JobSpec
@@ -32,7 +33,9 @@ def on_ranks(ranks: int, folder: Path, function: Callable[..., T], *arguments: A
     folder.mkdir(parents=True, exist_ok=True)
     store = folder / "store"
     store.unlink(missing_ok=True)
-    spawn(_rank, (ranks, folder, function, arguments), nprocs=ranks)  # type: ignore[no-untyped-call]
+    # Forked from a process that has imported what every rank needs, and done nothing else.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["curvewatch_workers.loop"])
+    start_processes(_rank, (ranks, folder, function, arguments), nprocs=ranks, start_method="forkserver")  # type: ignore[no-untyped-call]
     told = [pickle.loads((folder / f"{rank}.pickle").read_bytes()) for rank in range(ranks)]  # noqa: S301 - ours
     for rank, (_, trouble) in enumerate(told):
         assert trouble is None, f"rank {rank} of {ranks}:\n{trouble}"
