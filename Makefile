@@ -15,12 +15,12 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 demo: setup
 	$(BIN)/curvewatch demo
 
-# Two at a time: many tests wait for processes that they start. A file's tests stay together, with its fixtures.
+# Three at a time, on two cores too: many tests wait for processes that they start. A file's tests stay together, with its fixtures.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-integration: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -195,9 +195,11 @@ def test_the_examples_would_not_fail(
     monkeypatch.syspath_prepend(str(project_root / "examples" / example))
     state = torch.get_rng_state()
 
-    assert main([str(project_root / "examples" / example), "--json"]) == 0
-
-    torch.set_rng_state(state)
+    try:
+        assert main([str(project_root / "examples" / example), "--json"]) == 0
+    finally:
+        torch.set_rng_state(state)
+        sys.modules.pop(example, None)  # else later tests would take it for an installed module
     told: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert told["findings"] == []
     assert told["train_loss"] > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +29,7 @@ def diabetes(project_root: Path) -> Trained:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         task: TrainingTask = importlib.import_module("diabetes").build(**spec.params)
+        sys.modules.pop("diabetes")  # else later tests would take it for an installed module
     return task, train_alone(spec, task)
 
 
