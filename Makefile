@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-integration check fmt build serve clean
+.PHONY: setup demo test test-long test-integration check fmt build serve clean
 
 setup: $(STAMP)
 
@@ -15,12 +15,16 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 demo: setup
 	$(BIN)/curvewatch demo
 
-# Three at a time, on two cores too: many tests wait for processes that they start. A file's tests stay together, with its fixtures.
+# Two at a time: many tests wait for processes that they start. A file's tests stay together, with its fixtures.
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What takes minutes: the death of each part of a run, checkpoints and trackers over restarts.
+test-long: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --long -m long tests/integration
 
 test-integration: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
 
 check: setup
 	$(BIN)/ruff format --check .

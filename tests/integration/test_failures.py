@@ -14,6 +14,8 @@ from failure_support import EPOCHS, SAMPLES, Finished, Moment, Part, Range, requ
 from ray_support import ServiceProcess
 from tracker_support import read_tracking
 
+pytestmark = pytest.mark.long
+
 SEED = 7
 """Draws moments in the middle; `benchmarks/failures.py` goes through many."""
 LANES = 2

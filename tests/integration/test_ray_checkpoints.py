@@ -29,6 +29,8 @@ from curvewatch_workers.contract import (
 )
 from curvewatch_workers.ranking import Best
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 MESSAGE: TypeAdapter[IngestMessage] = TypeAdapter(IngestMessage)
 UPLOAD_SECONDS = 3.0

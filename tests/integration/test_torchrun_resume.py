@@ -13,6 +13,8 @@ from curvewatch_workers.checkpoint import Snapshot
 from curvewatch_workers.contract import EpochRecord
 from curvewatch_workers.testing import read_epochs
 
+pytestmark = pytest.mark.long
+
 USERS_FILE = """
 import random
 import numpy as np

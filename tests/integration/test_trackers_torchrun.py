@@ -12,7 +12,7 @@ from curvewatch_workers.contract import EpochRecord, RunLayout, WorkerJob, read_
 from curvewatch_workers.testing import read_epochs
 from tracker_support import OTHERS_WARNINGS, TRACKERS, plain_environment, read_curve, same
 
-pytestmark = OTHERS_WARNINGS
+pytestmark = [OTHERS_WARNINGS, pytest.mark.long]
 
 JOB = """
 name: tracked
