@@ -33,7 +33,7 @@ class Forward:
     def __call__(self, model: Callable[[Any], Any], batch: Batch, totals: Totals) -> BatchLoss:
         """Return the loss of a batch, after adding it to the totals."""
         outputs = self.outputs(model, batch)
-        loss = self._loss(outputs, batch.targets, batch.weights)
+        loss = self.loss(outputs, batch)
         totals.add(loss, outputs, batch.targets)
         return loss
 
