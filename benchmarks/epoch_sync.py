@@ -19,9 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import Control
 from curvewatch_workers.group import Group, join_torchrun, leave
-from curvewatch_workers.layout import EpochLayout, LeaderNotes, SamplesSeen
+from curvewatch_workers.layout import EpochLayout, LeaderNotes
 from curvewatch_workers.metrics import Accuracy, ConfusionMatrix, SumMetric, as_sum_metric
 
 Timed = Callable[[], object]

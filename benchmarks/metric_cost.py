@@ -27,9 +27,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import Control
 from curvewatch_workers.group import Group, join_torchrun, leave
-from curvewatch_workers.layout import EpochLayout, LeaderNotes, SamplesSeen
+from curvewatch_workers.layout import EpochLayout, LeaderNotes
 from curvewatch_workers.losses import Loss
 from curvewatch_workers.metrics import Accuracy, as_sum_metric
 from curvewatch_workers.totals import Totals

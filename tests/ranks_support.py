@@ -69,5 +69,5 @@ def train(group: Group, spec: JobSpec, task: TrainingTask, folder: Path | None =
     )
     trainer.require_agreement()
     trainer.probe()
-    trainer.run(after_epoch=trainer.resume())
+    trainer.run(after_epoch=trainer.resume().epoch)
     return reporter.records

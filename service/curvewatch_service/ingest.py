@@ -91,12 +91,14 @@ class Ingestion:
         if row.started_at is None or message.time < row.started_at:
             row.started_at = message.time
         if attempt > row.attempt:
+            if row.world_size not in (None, message.world_size):
+                text = f"attempt {attempt} trains on {message.world_size} workers, the one before on {row.world_size}"
+                add_event(self._session, row.run_id, "world_size_changed", text, "worker", time=message.time)
             row.attempt, row.world_size = attempt, message.world_size
             # A late word from an earlier start of the job does not make the present one run.
             self.raised_attempt = self.raised_attempt or message.submission == row.submission
         if attempt > 1:
-            resumed = message.resumed_after_epoch
-            origin = f"after epoch {resumed}" if resumed else "from the beginning"
+            origin = _origin(message)
             text = f"attempt {attempt} started on {message.world_size} workers, {origin}"
             add_event(self._session, row.run_id, "worker_restart", text, "worker", time=message.time)
         self._session.flush()
@@ -263,6 +265,14 @@ def _receipt_message(record: EpochRecord, wrong: Sequence[str]) -> str:
         if name in wrong
     )
     return f"epoch {record.epoch} did not count each sample exactly once: {counts}"
+
+
+def _origin(message: AttemptStarted) -> str:
+    """Say where in the run an attempt begins."""
+    epoch, step = message.resumed_after_epoch, message.resumed_after_step
+    if step:
+        return f"after step {step} of epoch {epoch + 1}"
+    return f"after epoch {epoch}" if epoch else "from the beginning"
 
 
 def _require_storable(**numbers: int) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 import curvewatch_workers.contract as contract
 from curvewatch_service.errors import CannotFitError
-from curvewatch_workers.contract import WORKER_JOB_VARIABLE, JobSpec, RunLayout, WorkerJob
+from curvewatch_workers.contract import WORKER_JOB_VARIABLE, JobSpec, RunLayout, ScalingSpec, WorkerJob
 
 if TYPE_CHECKING:
     from curvewatch_service.settings import Settings
@@ -61,9 +61,14 @@ class Resources(BaseModel):
         """Return what is left when this much is taken."""
         return self.model_copy(update={"cpus": self.cpus - cpus, "gpus": self.gpus - gpus})
 
+    def minus_workers(self, scaling: ScalingSpec, workers: int) -> Resources:
+        """Return what is left when so many workers have theirs."""
+        return self.minus(scaling.cpus(workers), scaling.gpus(workers))
+
     def holds(self, spec: JobSpec) -> bool:
-        """Tell whether the job's workers fit, all at once."""
-        return spec.scaling.total_cpus <= self.cpus and spec.scaling.total_gpus <= self.gpus
+        """Tell whether the job's workers, the fewest that it starts with, fit all at once."""
+        left = self.minus_workers(spec.scaling, spec.scaling.min_workers)
+        return left.cpus >= 0 and left.gpus >= 0
 
 
 def plan(run: Run, *, settings: Settings) -> JobRequest:
@@ -107,15 +112,17 @@ def require_fit(spec: JobSpec, resources: Resources) -> None:
         CannotFitError: It never can; the message has both numbers.
     """
     scaling = spec.scaling
-    each = f"{scaling.workers} worker{'s' if scaling.workers > 1 else ''}"
+    least = scaling.min_workers
+    each = f"{least} worker{'s' if least > 1 else ''}"
+    field = "scaling.workers.min" if scaling.elastic else "scaling.workers"
     for resource, wanted, per_worker, there in (
-        ("CPU", scaling.total_cpus, scaling.cpus_per_worker, resources.cpus),
-        ("GPU", scaling.total_gpus, scaling.gpus_per_worker, resources.gpus),
+        ("CPU", scaling.cpus(least), scaling.cpus_per_worker, resources.cpus),
+        ("GPU", scaling.gpus(least), scaling.gpus_per_worker, resources.gpus),
     ):
         if wanted > there:
             raise CannotFitError(
                 f"job {spec.name}: {each} with {per_worker:g} {resource} each take {wanted:g} {resource}s, "
-                f"and the cluster has {there:g}; lower scaling.workers or "
+                f"and the cluster has {there:g}; lower {field} or "
                 f"scaling.{resource.lower()}s_per_worker, or enlarge the cluster"
             )
     largest = resources.largest_node_cpus

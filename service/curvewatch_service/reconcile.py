@@ -47,6 +47,12 @@ def _job_of(run: Run) -> str:
     return run.submission_id
 
 
+def _workers_of(run: Run) -> int:
+    """Return how many workers a run that is on the cluster has there, as far as it is known."""
+    scaling = run.spec.scaling
+    return run.world_size if scaling.elastic and run.world_size else scaling.min_workers
+
+
 def _failed(job: JobState | None) -> bool:
     return job is not None and job.state is JobStatus.FAILED
 
@@ -221,7 +227,7 @@ class Reconciler:
         free = total
         for run in runs:
             if run.state.holds_resources:
-                free = free.minus(run.spec.scaling.total_cpus, run.spec.scaling.total_gpus)
+                free = free.minus_workers(run.spec.scaling, _workers_of(run))
         for run in queued:
             if not total.holds(run.spec):
                 self._guarded(run, lambda run: self._handle_too_large(run, total))
@@ -229,7 +235,7 @@ class Reconciler:
             if not free.holds(run.spec):
                 # A smaller, younger run does not overtake: a large one would wait for ever.
                 break
-            free = free.minus(run.spec.scaling.total_cpus, run.spec.scaling.total_gpus)
+            free = free.minus_workers(run.spec.scaling, run.spec.scaling.min_workers)
             if self._pauses(run):
                 # Its place is kept: nobody younger may take it in these seconds.
                 continue

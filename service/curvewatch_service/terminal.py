@@ -135,8 +135,10 @@ def run_facts(run: RunView) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     scaling = run.spec.scaling
-    asked = f"{scaling.workers} x {scaling.cpus_per_worker:g} CPU"
+    asked = f"{scaling.workers_in_words}, {scaling.cpus_per_worker:g} CPU"
     asked += f" + {scaling.gpus_per_worker} GPU" if scaling.gpus_per_worker else ""
+    asked += " each" if scaling.max_workers > 1 else ""
+    asked += f"; now {run.world_size}" if scaling.elastic and run.world_size else ""
     facts: list[tuple[str, RenderableType | None]] = [
         ("run", run.run_id),
         ("state", Text.assemble((run.state, STATE_STYLES.get(run.state, "")), f"  {run.reason}")),

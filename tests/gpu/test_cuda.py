@@ -157,7 +157,7 @@ def test_a_resumed_run_draws_the_numbers_of_the_undisturbed(tmp_path: Path) -> N
             checkpoints=FolderCheckpoints(folder, rank=0, keep=1),
             reporter=reporter,
         )
-        trainer.run(after_epoch=trainer.resume())
+        trainer.run(after_epoch=trainer.resume().epoch)
         return reporter.records
 
     undisturbed = resumed(tmp_path / "a", 4)

@@ -13,6 +13,7 @@ import os, sys
 from pathlib import Path
 import torch
 from checkpoint_support import make_snapshot
+from curvewatch_workers.keeping import Progress
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
 from curvewatch_workers.drafts import Drafts
 from curvewatch_workers.errors import DamagedCheckpointError
@@ -31,7 +32,7 @@ def make(root):
     return RemoteCheckpoints(filesystem, place, rank=0, keep=1, mode="min", drafts=Drafts(BASE / "tmp"))
 
 def save(checkpoints, epoch, score):
-    problem = checkpoints.save(epoch, make_snapshot(epoch).write, score=score, last=True)
+    problem = checkpoints.save(Progress(epoch), make_snapshot(epoch).write, score=score, last=True)
     assert problem is None, problem
 
 def readable(checkpoints):

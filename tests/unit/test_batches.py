@@ -63,8 +63,8 @@ def test_the_counter_counts_what_it_was_given(sizes: list[int]) -> None:
     for part in np.split(given_indices, np.cumsum(sizes)):
         counter.add(part)
 
-    assert counter.samples == sum(sizes)
-    assert counter.checksum == index_checksum(given_indices)
+    assert counter.seen.samples == sum(sizes)
+    assert counter.seen.checksum == index_checksum(given_indices)
 
 
 @given(samples=st.integers(1, 200), world_size=st.integers(1, 9), batch_size=st.integers(1, 50))

@@ -11,6 +11,7 @@ import torch
 from checkpoint_support import make_snapshot
 from curvewatch_workers.checkpoint import NoCheckpoints, Snapshot
 from curvewatch_workers.errors import CheckpointError, DamagedCheckpointError
+from curvewatch_workers.keeping import Progress
 from curvewatch_workers.ranking import Best
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         Snapshot.read(tmp_path, CPU)
     make_snapshot().write(tmp_path)
     (tmp_path / "checkpoint.json").write_text(json.dumps({"format": 99, "epoch": 1}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads 2"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads 3"):
         Snapshot.read(tmp_path, CPU)
 
 
@@ -71,7 +72,7 @@ def test_pickled_code_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_is_kept_for_a_trial() -> None:
     checkpoints = NoCheckpoints()
-    checkpoints.save(1, make_snapshot(1).write, score=1.0, last=True)
+    checkpoints.save(Progress(1), make_snapshot(1).write, score=1.0, last=True)
 
     assert checkpoints.names() == ()
     with pytest.raises(CheckpointError, match="none are kept"):

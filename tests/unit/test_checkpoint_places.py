@@ -17,6 +17,7 @@ from checkpoint_support import make_snapshot
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
 from curvewatch_workers.drafts import Drafts
 from curvewatch_workers.errors import StorageError
+from curvewatch_workers.keeping import Progress
 from curvewatch_workers.ranking import Mode
 from curvewatch_workers.remote import RemoteCheckpoints
 from curvewatch_workers.storage import address_below, is_local, open_storage
@@ -81,7 +82,7 @@ def make_remote(
 
 
 def save(checkpoints: Place, epoch: int, score: float) -> None:
-    assert checkpoints.save(epoch, make_snapshot(epoch).write, score=score, last=True) is None
+    assert checkpoints.save(Progress(epoch), make_snapshot(epoch).write, score=score, last=True) is None
 
 
 def test_the_best_and_the_latest_are_kept(make: Make) -> None:
@@ -115,7 +116,7 @@ def test_a_write_that_fails_leaves_the_older_checkpoint(make: Make, tmp_path: Pa
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.save(2, torn, score=0.5, last=False)
+        checkpoints.save(Progress(2), torn, score=0.5, last=False)
 
     assert checkpoints.names() == ("epoch-000001",)
     save(checkpoints, 2, 0.5)
@@ -136,7 +137,7 @@ def test_an_upload_under_way_costs_training_nothing_and_the_last_waits_for_it(tm
 
     # None of these three returns if it waits for the storage.
     for epoch in (1, 2, 3):
-        assert checkpoints.save(epoch, make_snapshot(epoch).write, score=1.0, last=False) is None
+        assert checkpoints.save(Progress(epoch), make_snapshot(epoch).write, score=1.0, last=False) is None
     # fsspec takes a folder that is made while it looks for one for a file.
     assert Gated.reached.wait(60)
     assert checkpoints.names() == ()
@@ -152,11 +153,11 @@ def test_an_upload_that_fails_is_told_once_and_ends_nothing(tmp_path: Path) -> N
     checkpoints = make_remote(f"gated://{tmp_path}/kept", tmp_path)
     save(checkpoints, 1, 1.0)
     Gated.full = True
-    told = [checkpoints.save(e, make_snapshot(e).write, score=1.0, last=True) for e in (2, 3)]
+    told = [checkpoints.save(Progress(e), make_snapshot(e).write, score=1.0, last=True) for e in (2, 3)]
     Gated.full = False
     save(checkpoints, 4, 1.0)
     Gated.full = True
-    told.append(checkpoints.save(5, make_snapshot(5).write, score=1.0, last=True))
+    told.append(checkpoints.save(Progress(5), make_snapshot(5).write, score=1.0, last=True))
 
     assert [text is not None for text in told] == [True, False, True]
     assert "could not be kept" in str(told[0])

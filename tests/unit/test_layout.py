@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curvewatch_workers.batches import IndexCounter, index_checksum, validation_shares
+from curvewatch_workers.batches import IndexCounter, SamplesSeen, index_checksum, validation_shares
 from curvewatch_workers.contract import Control, Split
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
-from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, SamplesSeen, metric_names
+from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.losses import BatchLoss, Loss
 from curvewatch_workers.metrics import F1, Accuracy, ConfusionMatrix, SumMetric, as_sum_metric
 from curvewatch_workers.testing import FakeGroup
@@ -47,7 +47,7 @@ def reduce(losses: Tensor, outputs: Tensor, targets: Tensor, world_size: int, ba
             counter.add(share)
         totals.flush()
         layout.sums(buffer, "train").copy_(layout.sums(buffer, "validation"))
-        seen = SamplesSeen(samples=counter.samples, checksum=counter.checksum)
+        seen = counter.seen
         both: dict[Split, SamplesSeen] = {"train": seen, "validation": seen}
         layout.fill(buffer, FakeGroup(rank, world_size), notes(Control.PAUSE), both, rank + 1.0, rank)
         total += buffer

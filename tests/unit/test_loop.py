@@ -141,7 +141,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
     trainer.run(after_epoch=0)
     resumed_reporter = RecordingReporter()
     resumed = make_trainer(spec, task(), tmp_path / "b", resumed_reporter)
-    after_epoch = resumed.resume()
+    after_epoch = resumed.resume().epoch
     resumed.run(after_epoch=after_epoch)
 
     assert after_epoch == 3
@@ -292,7 +292,7 @@ def test_a_replayed_epoch_draws_the_same_random_numbers(tmp_path: Path, data_wor
     train(spec(1), task(), tmp_path / "b")
     reporter = RecordingReporter()
     trainer = make_trainer(spec(3), task(), tmp_path / "b", reporter)
-    trainer.run(after_epoch=trainer.resume())
+    trainer.run(after_epoch=trainer.resume().epoch)
 
     assert [record.train for record in reporter.records] == [record.train for record in undisturbed]
 
@@ -380,7 +380,7 @@ def test_the_weights_of_the_best_epoch_are_put_back(tmp_path: Path, interrupted_
     task, reporter = overfit_task(), RecordingReporter()
     trainer = make_trainer(spec(60), task, tmp_path, reporter)
 
-    ending = trainer.run(after_epoch=trainer.resume())
+    ending = trainer.run(after_epoch=trainer.resume().epoch)
 
     losses = [record.validation.loss for record in reporter.records]
     best = min(losses)

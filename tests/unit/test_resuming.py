@@ -9,6 +9,7 @@ from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
 from curvewatch_workers.contract import WorkerEvent
 from curvewatch_workers.errors import CheckpointError, DamagedCheckpointError
 from curvewatch_workers.group import SoloGroup
+from curvewatch_workers.keeping import Progress
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.resuming import read_latest
 from curvewatch_workers.testing import FakeGroup, RecordingReporter
@@ -18,7 +19,7 @@ from engine_support import make_spec, make_task
 def checkpoints_of(root: Path, epochs: int) -> FolderCheckpoints:
     checkpoints = FolderCheckpoints(root, rank=0, keep=5)
     for epoch in range(1, epochs + 1):
-        checkpoints.save(epoch, make_snapshot(epoch).write, score=1.0, last=False)
+        checkpoints.save(Progress(epoch), make_snapshot(epoch).write, score=1.0, last=False)
     return checkpoints
 
 
@@ -52,7 +53,7 @@ def test_another_format_is_no_damage(tmp_path: Path) -> None:
     checkpoints = checkpoints_of(tmp_path, 2)
     (tmp_path / "epoch-000002" / "checkpoint.json").write_text('{"format": 1, "epoch": 2}')
 
-    with pytest.raises(CheckpointError, match="has format 1, this version reads 2"):
+    with pytest.raises(CheckpointError, match="has format 1, this version reads 3"):
         read_latest(checkpoints, SoloGroup())
 
 
@@ -90,7 +91,7 @@ def test_the_run_tells_what_it_could_not_read_and_replaces_it(tmp_path: Path) ->
     cut(tmp_path / "epoch-000003" / "model.pt")
     reporter = RecordingReporter()
     again = trainer(4, reporter)
-    after_epoch = again.resume()
+    after_epoch = again.resume().epoch
     again.run(after_epoch=after_epoch)
 
     assert after_epoch == 2

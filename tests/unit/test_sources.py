@@ -33,7 +33,7 @@ from engine_support import datasets, make_spec, make_task
 
 def source(given: object, *, parts: int = 1, split: str = "train", **options: Any) -> Source:
     settings = {"collate": None, "data_workers": 0, "global_batch_size": 16, **options}
-    return source_of(split, given, parts=parts, **settings)  # type: ignore[arg-type]
+    return source_of(split, given, parts=[parts], **settings)  # type: ignore[arg-type]
 
 
 def dataset(samples: int = 50) -> TensorDataset:

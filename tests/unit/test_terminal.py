@@ -100,7 +100,7 @@ def test_the_list_of_runs_has_each_run_on_one_line_of_80_columns() -> None:
 def test_the_facts_of_a_run_leave_out_what_is_not_known() -> None:
     text = plain(terminal.run_facts(run_view(state="FAILED", reason="its code raised ValueError")))
     assert "FAILED  its code raised ValueError" in text
-    assert "2 x 1 CPU" in text
+    assert "2 workers, 1 CPU each" in text
     assert "team=vision" in text
     assert "finished" not in text
     assert "None" not in text

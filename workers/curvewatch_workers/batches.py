@@ -93,6 +93,20 @@ def index_checksum(indices: Indices) -> int:
     return int(((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(64 - _CHECKSUM_BITS)).sum())
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplesSeen:
+    """What was counted of a split on the host, or what a split must add up to over all ranks."""
+
+    samples: int
+    """Samples."""
+    checksum: int
+    """Sum of the hashes of their indices."""
+
+    def __add__(self, other: SamplesSeen) -> SamplesSeen:
+        """Return both together."""
+        return SamplesSeen(samples=self.samples + other.samples, checksum=self.checksum + other.checksum)
+
+
 class IndexCounter:
     """Counts the samples of a pass, and the checksum of their indices, many batches at a time."""
 
@@ -117,13 +131,7 @@ class IndexCounter:
             self._kept = []
 
     @property
-    def samples(self) -> int:
-        """Samples so far."""
+    def seen(self) -> SamplesSeen:
+        """Samples so far, and the sum of the hashes of their indices."""
         self._fold()
-        return self._samples
-
-    @property
-    def checksum(self) -> int:
-        """Sum of the hashes of their indices."""
-        self._fold()
-        return self._checksum
+        return SamplesSeen(samples=self._samples, checksum=self._checksum)

@@ -33,7 +33,7 @@ from curvewatch_workers.model import batch_statistics, place, wrap
 from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.ranking import require_ranking
 from curvewatch_workers.seeds import seed_from
-from curvewatch_workers.sources import Source, source_of
+from curvewatch_workers.sources import Source, source_of_task
 from curvewatch_workers.step import OptimizerStep
 from curvewatch_workers.task import TrainingTask, load_task
 from curvewatch_workers.testing import FakeGroup
@@ -102,11 +102,12 @@ class _Checker:
     """Goes as far as the job lets it."""
 
     def __init__(self, spec: JobSpec) -> None:
-        training = spec.training.model_copy(update={"compile": False, "sync_batchnorm": False})
+        changes = {"compile": False, "sync_batchnorm": False, "data_workers": 0}
+        training = spec.training.model_copy(update=changes)
         self._spec = spec.model_copy(update={"training": training})
         self._asked_sync = spec.training.sync_batchnorm
-        self._group = FakeGroup(0, spec.scaling.workers)
-        self.report = CheckReport(name=spec.name, workers=spec.scaling.workers)
+        self._group = FakeGroup(0, spec.scaling.max_workers)
+        self.report = CheckReport(name=spec.name, workers=spec.scaling.max_workers)
         self.findings: list[Finding] = []
         self.doing = "building the task"
 
@@ -121,7 +122,7 @@ class _Checker:
         names = (*metric_names(sums), *foreign)
         make_stopper(spec, names)
         require_ranking(spec.checkpoints.best, names)
-        sources = {split: self._source(task, split) for split in SPLITS}
+        sources = {split: source_of_task(split, task, spec, group.world_size) for split in SPLITS}
         train = train_feed(sources["train"], spec.training, group)
         validation = validation_feed(sources["validation"], spec.training, group)
         self._describe_data(train, validation, sources)
@@ -134,7 +135,8 @@ class _Checker:
             return  # the step would fail of the same
         if isinstance(train, MapTrainFeed):
             self.doing = "a train step on the smallest share"
-            require_smallest_share(model, forward, train, group.world_size)
+            sizes = spec.scaling.possible_workers(group.world_size)
+            require_smallest_share(model, forward, train, sizes)
         self._train(task, model, forward, loss, train)
         if self._goes_on:
             self._validate(model, forward, loss, validation)
@@ -142,18 +144,6 @@ class _Checker:
     @property
     def _goes_on(self) -> bool:
         return all(finding.severity != "error" for finding in self.findings)
-
-    def _source(self, task: TrainingTask, split: Split) -> Source:
-        training = self._spec.training
-        self.doing = f"looking at TrainingTask.{split}"
-        return source_of(
-            split,
-            task.train if split == "train" else task.validation,
-            collate=task.collate,
-            data_workers=0,
-            global_batch_size=training.global_batch_size,
-            parts=self._group.world_size * training.micro_batches,
-        )
 
     def _describe_data(
         self, train: TrainFeed, validation: ValidationFeed, sources: dict[Split, Source]

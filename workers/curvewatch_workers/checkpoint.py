@@ -21,12 +21,13 @@ from torch.utils import _pytree as pytree
 from curvewatch_workers.contract import EpochRecord
 from curvewatch_workers.durable import crc32, sync, sync_folder
 from curvewatch_workers.errors import CheckpointError, DamagedCheckpointError
-from curvewatch_workers.keeping import MARKER, mark, name_of, newest_first, score_in, surplus
+from curvewatch_workers.keeping import MARKER, Progress, mark, name_of, newest_first, score_in, surplus
+from curvewatch_workers.partial import PartialEpoch
 from curvewatch_workers.ranking import Best, Mode
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 MODEL_FILE, TRAINING_FILE, RECORDS_FILE, META_FILE = (
     "model.pt",
     "training.pt",
@@ -37,10 +38,12 @@ MODEL_FILE, TRAINING_FILE, RECORDS_FILE, META_FILE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A run at the end of an epoch. Random numbers need no state: each epoch is seeded anew."""
+    """A run after an epoch, or in the middle of one. Random numbers need no state: each epoch is seeded anew."""
 
     epoch: int
-    """The epoch that was finished."""
+    """The last epoch that was finished."""
+    partial: PartialEpoch | None = None
+    """What the next epoch has come to; None between two epochs."""
     attempt: int
     """Start of the worker group that wrote it, from 1."""
     model: dict[str, Any]
@@ -67,6 +70,7 @@ class Snapshot:
             "scaler": self.scaler,
             "stopper": self.stopper,
             "best_model": self.best_model,
+            "partial": self.partial.state() if self.partial else None,
         }
         # NumPy's numbers, which a schedule may have made, would be written but not read: they are pickled code.
         training = pytree.tree_map_only(np.generic, lambda number: number.item(), training)
@@ -103,6 +107,7 @@ class Snapshot:
                 scaler=training["scaler"],
                 stopper=training["stopper"],
                 best_model=training["best_model"],
+                partial=PartialEpoch.of_state(training["partial"]) if training["partial"] else None,
                 best=Best(**meta["best"]) if meta["best"] else None,
                 records=tuple(EpochRecord.model_validate_json(line) for line in lines),
             )
@@ -141,14 +146,14 @@ class Checkpoints(Protocol):
     def open(self, name: str) -> AbstractContextManager[Path]:
         """Give a checkpoint as a folder on this machine, which may be gone afterwards."""
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
+    def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
         """Keep a checkpoint; return why one could not be kept, told once, None when all is well.
 
         Args:
-            epoch: The epoch that was finished.
+            at: How far the run has come.
             write: Called with an empty folder, on rank 0 only.
             score: What the checkpoint is ranked by; it need not be finite.
-            last: No other follows. While an earlier one is on its way, another may be left out; the last never is.
+            last: No other may follow. While an earlier one is on its way, another may be left out; the last never is.
         """
 
 
@@ -167,7 +172,7 @@ class NoCheckpoints:
         """
         raise CheckpointError(f"there is no checkpoint {name}: none are kept")
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
+    def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
         """Keep nothing."""
 
 
@@ -198,24 +203,24 @@ class FolderCheckpoints:
         """Give the checkpoint's own folder."""
         yield self._root / name
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:  # noqa: ARG002
+    def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:  # noqa: ARG002
         """Write a checkpoint beside its place, onto the disk, move it there, then remove the surplus."""
         if self._rank != 0:
             return None
         for leftover in self._root.glob(".*-epoch-*"):
             _delete(leftover)
-        name = name_of(epoch)
+        name = name_of(at)
         draft = self._beside(name, "draft")
         draft.mkdir(parents=True)
         write(draft)
-        (draft / MARKER).write_text(mark(epoch, score), encoding="utf-8")
+        (draft / MARKER).write_text(mark(at, score), encoding="utf-8")
         sync_folder(draft)
         # There is one already when it could not be read, and the run went on from one before it.
         self._remove(name)
         draft.replace(self._root / name)
         sync(self._root)
         scores = {other: self._score_of(other) for other in self.names()}
-        for other in surplus(scores, latest=epoch, keep=self._keep, mode=self._mode):
+        for other in surplus(scores, latest=at, keep=self._keep, mode=self._mode):
             self._remove(other)
         return None
 

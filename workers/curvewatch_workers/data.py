@@ -157,14 +157,17 @@ class ShareLoader:
         """Return a batch of these samples, loaded in this process."""
         return self._move(self._collate(self._samples.__getitems__(_Request(indices.tolist(), ()))))
 
-    def batches(self, shares: Callable[[], Iterator[Indices]], *, seed: tuple[int, ...]) -> Iterator[Batch]:
+    def batches(
+        self, shares: Callable[[], Iterator[Indices]], *, seed: tuple[int, ...], first: int = 0
+    ) -> Iterator[Batch]:
         """Yield one batch on the device for each share, in order.
 
         Args:
             shares: Gives this pass's shares.
             seed: What random augmentation in a loading process starts from, beside the number of the share.
+            first: Number of the first share in the epoch.
         """
-        self._shares.source, self._shares.seed = shares, seed
+        self._shares.source, self._shares.seed, self._shares.first = shares, seed, first
         try:
             for batch in self._loader:
                 yield self._move(batch)
@@ -229,7 +232,8 @@ class _Shares:
     def __init__(self) -> None:
         self.source: Callable[[], Iterator[Indices]] = _no_shares
         self.seed: tuple[int, ...] = ()
+        self.first = 0
 
     def __iter__(self) -> Iterator[_Request]:
-        for number, share in enumerate(self.source()):
+        for number, share in enumerate(self.source(), start=self.first):
             yield _Request(share.tolist(), (*self.seed, number))

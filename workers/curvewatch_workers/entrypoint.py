@@ -35,7 +35,9 @@ from curvewatch_workers.decisions import restarts_left
 from curvewatch_workers.drafts import Drafts
 from curvewatch_workers.errors import StorageError, printable
 from curvewatch_workers.group import group_of_process
+from curvewatch_workers.keeping import Progress
 from curvewatch_workers.loop import utc_now
+from curvewatch_workers.preemption import Notice
 from curvewatch_workers.ranking import Mode, badness, is_worst, ranked
 from curvewatch_workers.reporter import reporter_for
 from curvewatch_workers.storage import address_below, download, is_local, make_folder
@@ -75,7 +77,7 @@ class RayCheckpoints:
         reported = ray.train.get_all_reported_checkpoints(
             CheckpointConsistencyMode.COMMITTED, timeout_s=_LIST_SECONDS
         )
-        older = sorted(reported, key=lambda one: one.metrics["epoch"], reverse=True)
+        older = sorted(reported, key=lambda one: (one.metrics["epoch"], one.metrics["step"]), reverse=True)
         return (latest.path, *(one.checkpoint.path for one in older if one.checkpoint.path != latest.path))
 
     @contextlib.contextmanager
@@ -89,7 +91,7 @@ class RayCheckpoints:
             download(filesystem, name, folder)
             yield folder
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
+    def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
         """Register a checkpoint: a barrier over all ranks; rank 0 brings the folder."""
         checkpoint = None
         under_way = self._draft is not None and self._draft.exists()
@@ -102,12 +104,23 @@ class RayCheckpoints:
                 raise
             checkpoint = ray.train.Checkpoint.from_directory(self._draft)
         ray.train.report(
-            {"epoch": float(epoch), "score": ranked(score, self._mode)},
+            {"epoch": float(at.epoch), "step": float(at.step), "score": ranked(score, self._mode)},
             checkpoint=checkpoint,
             checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
             delete_local_checkpoint_after_upload=True,
         )
         return None
+
+
+class RayNotices:
+    """Ray's notices that a node is being drained."""
+
+    def latest(self) -> Notice | None:
+        """Return the latest, the same on each rank: a barrier over all of them."""
+        info = ray.train.get_preemption_info()
+        if info is None:
+            return None
+        return Notice(info.deadline_ms / 1000 if info.deadline_ms else None, tuple(info.preempted_ranks))
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +135,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         lambda attempt: tracked(
             job, attempt, reporter_for(job, f"attempt-{attempt:06d}"), environment=os.environ
         ),
+        RayNotices(),
     )
     return ending.model_dump(mode="json")
 
@@ -144,7 +158,9 @@ def fit(job: WorkerJob) -> RunFinished:
         except ActorDiedError as error:
             logger.exception("The controller died", extra={"action": "controller_died", "run_id": job.run_id})
             deaths += 1
-            left = restarts_left(allowed, attempts=latest_attempt(layout) - before, deaths=deaths)
+            # Of a run whose number of workers changes, most attempts follow no failure.
+            attempts = deaths if job.spec.scaling.elastic else latest_attempt(layout) - before
+            left = restarts_left(allowed, attempts=attempts, deaths=deaths)
             trouble = _why_not_again(error, left=left, allowed=allowed)
             if trouble is not None:
                 return _finished(job, WorkerEnding(outcome=Outcome.FAILED, reason=trouble), None, None)
@@ -189,16 +205,19 @@ def _fit_once(job: WorkerJob, *, max_failures: int) -> RunFinished:
 
 
 def _trainer(job: WorkerJob, *, max_failures: int) -> TorchTrainer:
-    spec = job.spec
+    spec, scaling = job.spec, job.spec.scaling
     storage_path, filesystem = _storage(job)
     return TorchTrainer(
         train_worker,
         train_loop_config={"job": job.model_dump_json()},
-        torch_config=TorchConfig(backend="nccl" if spec.scaling.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if scaling.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=spec.scaling.workers,
-            use_gpu=spec.scaling.gpus_per_worker > 0,
+            num_workers=(scaling.min_workers, scaling.max_workers)
+            if scaling.elastic
+            else scaling.max_workers,
+            use_gpu=scaling.gpus_per_worker > 0,
             resources_per_worker=_resources(job),
+            elastic_resize_monitor_interval_s=scaling.resize_interval_seconds,
         ),
         run_config=RunConfig(
             name=job.run_id,

@@ -9,12 +9,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from curvewatch_workers.batches import BatchPlan, Indices, index_checksum, validation_shares
+from curvewatch_workers.batches import BatchPlan, Indices, SamplesSeen, index_checksum, validation_shares
 from curvewatch_workers.contract import SPLITS, TrainingSpec
 from curvewatch_workers.data import Batch, ShareLoader, StreamLoader
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.group import Group
-from curvewatch_workers.layout import SamplesSeen
 from curvewatch_workers.sources import Source
 
 _CHUNK = 1 << 20
@@ -34,8 +33,11 @@ class GlobalBatch(NamedTuple):
 class TrainFeed(Protocol):
     """Gives the global batches of an epoch."""
 
-    def steps(self, epoch: int) -> Iterator[GlobalBatch]:
-        """Yield each of them; every rank gets as many."""
+    def steps(self, epoch: int, *, after: int = 0) -> Iterator[GlobalBatch]:
+        """Yield each of them, but the first `after`; every rank gets as many."""
+
+    def steps_of(self, epoch: int) -> int | None:
+        """Return how many there are; None when nobody knows, and none can be left out."""
 
     def expected(self, epoch: int) -> SamplesSeen:
         """Return what the samples of the epoch add up to over all ranks."""
@@ -109,15 +111,21 @@ class MapTrainFeed:
         """Return the first so many samples as a batch, loaded in this process."""
         return self._loader.trial(np.arange(min(samples, self._size)))
 
-    def steps(self, epoch: int) -> Iterator[GlobalBatch]:
-        """Yield the global batches."""
+    def steps_of(self, epoch: int) -> int:
+        """Return the number of global batches."""
+        return self.plan(len(self._drawn.order(epoch))).steps
+
+    def steps(self, epoch: int, *, after: int = 0) -> Iterator[GlobalBatch]:
+        """Yield the global batches, but the first `after`."""
         order, group = self._drawn.order(epoch), self._group
         plan = self.plan(len(order))
+        first = after * plan.micro_batches
         batches = self._loader.batches(
-            lambda: plan.shares(order, group.rank, group.world_size),
+            lambda: itertools.islice(plan.shares(order, group.rank, group.world_size), first, None),
             seed=(self._training.seed, epoch, group.rank, SPLITS.index("train")),
+            first=first,
         )
-        for step in range(plan.steps):
+        for step in range(after, plan.steps):
             parts = [next(batches) for _ in range(plan.micro_batches)]
             yield GlobalBatch(plan.step_samples(step), parts, last=step == plan.steps - 1)
         # Exhausted, so that its processes are ready for the next epoch.
@@ -161,12 +169,17 @@ class StreamTrainFeed:
         parts = group.world_size * training.micro_batches
         self._loader = _stream_loader(source, training.global_batch_size // parts, training, group)
 
-    def steps(self, epoch: int) -> Iterator[GlobalBatch]:
+    def steps_of(self, epoch: int) -> int | None:
+        """Return None: a stream's end is known when it is there."""
+
+    def steps(self, epoch: int, *, after: int = 0) -> Iterator[GlobalBatch]:
         """Yield global batches until every shard is at its end.
 
         Raises:
             TaskError: On every rank, when a shard has no sample while others have some.
         """
+        if after:
+            raise ValueError(f"a stream begins at its beginning, not after step {after}")
         seed = (self._training.seed, epoch, self._group.rank, SPLITS.index("train"))
         batches, empty = self._loader.batches(seed=seed), None
         while True:

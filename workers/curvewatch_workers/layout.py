@@ -10,24 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import SPLITS, Control, MetricTotals, RankShare, Split, SplitRecord
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
 from curvewatch_workers.group import Group
 from curvewatch_workers.metrics import SumMetric
 from curvewatch_workers.metrics.protocol import Sums
+from curvewatch_workers.partial import PartialEpoch
 from curvewatch_workers.totals import Totals
 
 _CONTROLS = tuple(Control)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplesSeen:
-    """What one rank counted of a split on the host, or what a split must add up to over all ranks."""
-
-    samples: int
-    """Samples."""
-    checksum: int
-    """Sum of the hashes of their indices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +113,19 @@ class EpochLayout:
         seen: Mapping[Split, SamplesSeen],
         seconds: float,
         gpu_memory_peak: int,
+        partial: PartialEpoch | None = None,
     ) -> None:
-        """Write the rest of this rank's part into a buffer that holds its sums. Reads nothing from the device."""
+        """Write the rest of this rank's part into a buffer that holds its sums. Reads nothing from the device.
+
+        Args:
+            buffer: Holds this rank's sums.
+            group: The ranks.
+            notes: What rank 0 says; the others' are not read.
+            seen: What this rank counted on the host, by split.
+            seconds: Time that this rank spent on the epoch.
+            gpu_memory_peak: Bytes.
+            partial: What an earlier attempt trained of this epoch.
+        """
         host = [0.0] * self._host
         if group.rank == 0:
             host[: self._NOTES] = (
@@ -132,10 +135,14 @@ class EpochLayout:
             )
             buffer[self._host] = notes.gradient_norm
         train, validation = (seen[split] for split in SPLITS)
+        answered = train.samples
+        if partial is not None:
+            answered += partial.samples_of(group.rank, group.world_size)
+            train = train + partial.seen if group.rank == 0 else train
         splits = (train.samples, train.checksum, validation.samples, validation.checksum)
         host[self._NOTES : self._ranks_at] = splits
         start = self._ranks_at + self._HOST_OF_RANK * group.rank
-        mine = (seconds, gpu_memory_peak, train.samples, validation.samples)
+        mine = (seconds, gpu_memory_peak, answered, validation.samples)
         host[start : start + self._HOST_OF_RANK] = mine
         buffer[: self._host] = torch.tensor(host, dtype=torch.float64).to(buffer.device, non_blocking=True)
         for number, split in enumerate(SPLITS):
@@ -143,6 +150,29 @@ class EpochLayout:
             slot = self._shares_at + self._DEVICE_OF_RANK * group.rank + 2 * number
             buffer[slot] = sums[Totals.LOSS_SUM]
             buffer[slot + 1] = sums[Totals.WEIGHT_SUM]
+        if partial is not None:
+            slot = self._shares_at + self._DEVICE_OF_RANK * group.rank
+            buffer[slot] += partial.sums[Totals.LOSS_SUM] / group.world_size
+            buffer[slot + 1] += partial.sums[Totals.WEIGHT_SUM] / group.world_size
+            if group.rank == 0:
+                self.sums(buffer, "train").add_(partial.sums)
+
+    def reduce_train(self, buffer: Tensor, group: Group, seen: SamplesSeen) -> tuple[Tensor, SamplesSeen]:
+        """Return what the ranks have trained of an epoch so far; the buffer stays as it is.
+
+        Args:
+            buffer: Holds this rank's sums.
+            group: The ranks; each makes this call.
+            seen: Train samples of this rank.
+
+        Returns:
+            The train split's sums over all ranks, float64 [slots], and their samples.
+        """
+        host = torch.tensor([seen.samples, seen.checksum], dtype=torch.float64, device=buffer.device)
+        told = torch.cat([host, self.sums(buffer, "train")])
+        group.all_reduce_sum(told)
+        samples, checksum = (int(number) for number in told[:2].tolist())
+        return told[2:], SamplesSeen(samples=samples, checksum=checksum)
 
     def read(self, buffer: Tensor, expected: Mapping[Split, SamplesSeen]) -> GlobalEpoch:
         """Read the reduced buffer: the epoch's one wait for the device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from curvewatch_workers.batches import IndexCounter
+from curvewatch_workers.batches import IndexCounter, SamplesSeen
 from curvewatch_workers.best import BestWeights, NoBestWeights
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
 from curvewatch_workers.contract import (
@@ -25,20 +26,22 @@ from curvewatch_workers.contract import (
     WorkerEvent,
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper
-from curvewatch_workers.errors import TaskError, UserCodeError
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
-from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, SamplesSeen, metric_names
+from curvewatch_workers.keeping import Progress
+from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.losses import Loss
 from curvewatch_workers.metrics.foreign import ForeignMetrics, split_metrics
-from curvewatch_workers.model import PreparedModel, batch_statistics, place, wrap
+from curvewatch_workers.model import PreparedModel, batch_statistics, place, share_buffers, wrap
+from curvewatch_workers.partial import PartialEpoch
+from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
 from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.ranking import best_of, require_ranking, score_of
 from curvewatch_workers.reporter import Reporter
 from curvewatch_workers.resuming import read_latest
 from curvewatch_workers.seeds import seed_from
-from curvewatch_workers.sources import Source, source_of
+from curvewatch_workers.sources import source_of_task
 from curvewatch_workers.step import OptimizerStep
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.totals import Totals
@@ -69,6 +72,7 @@ class Trainer:
         group: The ranks.
         checkpoints: Where checkpoints are kept.
         reporter: Takes the epochs; on every rank but 0 it drops them.
+        notices: Where it is told that a node will leave; None when nobody tells.
         now: The clock of the records.
 
     Raises:
@@ -85,6 +89,7 @@ class Trainer:
         group: Group,
         checkpoints: Checkpoints,
         reporter: Reporter,
+        notices: Notices | None = None,
         now: Callable[[], dt.datetime] = utc_now,
     ) -> None:
         self._run_id, self._attempt, self._spec, self._task = run_id, attempt, spec, task
@@ -102,13 +107,15 @@ class Trainer:
         self._loss.to(group.device)
         self._forward = Forward(self._loss, group, spec.training.precision)
         self._model = place(task.model, spec.training, group)
-        train, validation = self._source("train"), self._source("validation")
+        train, validation = (source_of_task(split, task, spec, group.world_size) for split in SPLITS)
         self._sizes = (train.size, validation.size)
         self._train_feed = train_feed(train, spec.training, group)
         self._validation_feed = validation_feed(validation, spec.training, group)
         self._layout = EpochLayout(sums, group.world_size)
         self._step = OptimizerStep(self._model, task.optimizer, self._forward, group, spec)
+        self._lookout = Lookout(notices, group)
         self._records: tuple[EpochRecord, ...] = ()
+        self._partial: PartialEpoch | None = None
         self._checkpointed_at = -sys.float_info.max
         self.position = Position(0, "train", 0)
         """What is being done, for the report of an error."""
@@ -120,7 +127,8 @@ class Trainer:
             TaskError: It cannot be trained on that; with a global batch size that works.
         """
         if isinstance(self._train_feed, MapTrainFeed):
-            require_smallest_share(self._model, self._forward, self._train_feed, self._group.world_size)
+            sizes = self._spec.scaling.possible_workers(self._group.world_size)
+            require_smallest_share(self._model, self._forward, self._train_feed, sizes)
 
     def require_agreement(self) -> None:
         """Check that every rank trains the same metrics on datasets of the same size.
@@ -130,13 +138,13 @@ class Trainer:
         """
         self._layout.require_agreement(self._group, self._sizes)
 
-    def resume(self) -> int:
-        """Go on from the latest checkpoint that can be read; return the last finished epoch, 0 without one."""
+    def resume(self) -> Progress:
+        """Go on from the latest checkpoint that can be read; return how far it had come."""
         snapshot, damages = read_latest(self._checkpoints, self._group)
         for damage in damages:
             self._tell("checkpoint_unreadable", damage)
         if snapshot is None:
-            return 0
+            return Progress(0)
         self._model.load_state_dict(snapshot.model)
         self._task.optimizer.load_state_dict(snapshot.optimizer)
         if self._task.scheduler is not None and snapshot.scheduler is not None:
@@ -145,11 +153,11 @@ class Trainer:
             self._step.scaler.load_state_dict(snapshot.scaler)
         self._stopper.restore(snapshot.stopper)
         self._best.load(snapshot.best_model)
-        self._records = snapshot.records
+        self._records, self._partial = snapshot.records, snapshot.partial
         # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
         for record in snapshot.records:
             self._reporter.send(EpochFinished(record=record))
-        return snapshot.epoch
+        return Progress(snapshot.epoch, snapshot.partial.steps if snapshot.partial else 0)
 
     def run(self, *, after_epoch: int) -> Ending:
         """Train every epoch after the given one; return how the run ended."""
@@ -157,6 +165,7 @@ class Trainer:
         self._tell_of_batch_statistics()
         for epoch in range(after_epoch + 1, self._spec.training.epochs + 1):
             record, reduced = self._epoch(model, epoch)
+            self._partial = None
             self._records += (record,)
             self._reporter.send(EpochFinished(record=record))
             self._step_schedule(record)
@@ -172,7 +181,9 @@ class Trainer:
         )
 
     def _epoch(self, model: PreparedModel, epoch: int) -> tuple[EpochRecord, GlobalEpoch]:
-        started_at, clock = self._now(), time.perf_counter()
+        # The time of an attempt that was interrupted in this epoch counts as if it had been just now.
+        before = self._partial.seconds if self._partial else 0.0
+        started_at, clock = self._now() - dt.timedelta(seconds=before), time.perf_counter() - before
         if self._group.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._group.device)
         buffer = self._layout.empty(self._group.device)
@@ -181,10 +192,12 @@ class Trainer:
             "train": self._train_feed.expected(epoch),
             "validation": self._validation_feed.expected(epoch),
         }
-        # A replayed epoch draws the same numbers as the first time.
-        seed_from(self._spec.training.seed, epoch, self._group.rank)
-        train = self._train_pass(model, epoch, buffer)
-        self._agree_on_buffers()
+        # A replayed epoch draws the same numbers as the first time; the rest of one draws others than its beginning.
+        rest = (self._partial.steps,) if self._partial else ()
+        seed_from(self._spec.training.seed, epoch, self._group.rank, *rest)
+        train = self._train_pass(model, epoch, buffer, clock)
+        # One model is measured.
+        share_buffers(self._model, self._group)
         validation = self._validation_pass(model, epoch, buffer)
         notes = LeaderNotes(
             control=self._reporter.control(),
@@ -195,7 +208,7 @@ class Trainer:
         )
         seconds, gpu_memory = self._cost_since(clock)
         seen: dict[Split, SamplesSeen] = {"train": train, "validation": validation}
-        self._layout.fill(buffer, self._group, notes, seen, seconds, gpu_memory)
+        self._layout.fill(buffer, self._group, notes, seen, seconds, gpu_memory, self._partial)
         self._group.all_reduce_sum(buffer)
         reduced = self._layout.read(buffer, expected)
         record = EpochRecord(
@@ -218,18 +231,24 @@ class Trainer:
         )
         return record, reduced
 
-    def _train_pass(self, model: PreparedModel, epoch: int, buffer: Tensor) -> SamplesSeen:
-        """Train on this rank's share of every global batch."""
+    def _train_pass(self, model: PreparedModel, epoch: int, buffer: Tensor, clock: float) -> SamplesSeen:
+        """Train on this rank's share of every global batch that no earlier attempt has trained on."""
         model.wrapped.train()
         totals, counter = self._totals(buffer, "train"), IndexCounter()
-        self._step.begin_epoch()
-        self.position = Position(epoch, "train", 0)
-        for number, batch in enumerate(self._train_feed.steps(epoch), start=1):
+        done, to_boundary = self._partial.steps if self._partial else 0, self._steps_to_boundary(epoch)
+        self._step.begin_epoch(self._partial.last_step if self._partial else None)
+        self.position = Position(epoch, "train", done)
+        for number, batch in enumerate(self._train_feed.steps(epoch, after=done), start=done + 1):
             self._step.take(model, batch, totals, counter)
             self._step_schedule(None)
             self.position = Position(epoch, "train", number)
+            must_save = self._lookout.must_save(to_boundary - number)
+            self._tell_of_notice()
+            if must_save:
+                totals.flush()
+                self._checkpoint_within(buffer, counter.seen, time.perf_counter() - clock)
         totals.flush()
-        return SamplesSeen(samples=counter.samples, checksum=counter.checksum)
+        return counter.seen
 
     @torch.inference_mode()
     def _validation_pass(self, model: PreparedModel, epoch: int, buffer: Tensor) -> SamplesSeen:
@@ -242,21 +261,7 @@ class Trainer:
             counter.add(batch.indices)
             self.position = Position(epoch, "validation", number)
         totals.flush()
-        return SamplesSeen(samples=counter.samples, checksum=counter.checksum)
-
-    def _agree_on_buffers(self) -> None:
-        """Give every rank rank 0's buffers: BatchNorm's statistics differ by rank, and one model is measured."""
-        if self._group.world_size == 1:
-            return
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in self._model.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
-        for buffers in by_type.values():
-            flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
-            self._group.broadcast(flat)
-            parts = torch.split(flat, [one.numel() for one in buffers])
-            for buffer, part in zip(buffers, parts, strict=True):
-                buffer.copy_(part.view_as(buffer))
+        return counter.seen
 
     def _step_schedule(self, record: EpochRecord | None) -> None:
         """Move the schedule after a step (no record) or after an epoch, as the task asks."""
@@ -269,14 +274,49 @@ class Trainer:
             scheduler.step()
 
     def _maybe_checkpoint(self, record: EpochRecord, reduced: GlobalEpoch, ending: Ending | None) -> None:
-        due = record.epoch % self._spec.checkpoints.every_epochs == 0 and reduced.checkpoint_allowed
+        if max(record.rank_seconds) > LOOK_SECONDS:
+            self._lookout.look_at_boundary()
+            self._tell_of_notice()
+        noticed = self._lookout.notice is not None
+        urgent = noticed and not self._lookout.answered
+        in_turn = noticed or record.epoch % self._spec.checkpoints.every_epochs == 0
+        due = urgent or (in_turn and reduced.checkpoint_allowed)
         if not (due if ending is None else ending.keep):
             return
         if ending is not None and ending.restore_best:
             self._best.put_back(self._model)
+        score = score_of(record, self._spec.checkpoints.best)
+        self._checkpoint(None, score, last=urgent or ending is not None)
+
+    def _checkpoint_within(self, buffer: Tensor, seen: SamplesSeen, seconds: float) -> None:
+        """Take a checkpoint in the middle of the train pass: what it has come to is kept with the weights."""
+        sums, seen = self._layout.reduce_train(buffer, self._group, seen)
+        epoch, _, steps = self.position
+        if self._partial is not None:
+            sums, seen = sums + self._partial.sums, seen + self._partial.seen
+        last_step = self._step.last_step()
+        partial = PartialEpoch(steps=steps, sums=sums, seen=seen, seconds=seconds, last_step=last_step)
+        self._checkpoint(partial, math.nan, last=True)
+        self._tell("checkpoint_within_epoch", f"a checkpoint was taken after step {steps} of epoch {epoch}")
+
+    def _steps_to_boundary(self, epoch: int) -> int:
+        """Return the steps from the beginning of an epoch until a checkpoint can be taken after it.
+
+        Validation counts as if its samples took as long. 0 where no checkpoint can be taken before: nobody can go
+        on in the middle of a stream, nor with a metric that is no sum.
+        """
+        steps = self._train_feed.steps_of(epoch)
+        if steps is None or self._foreign["train"]:
+            return 0
+        return steps - (
+            -self._validation_feed.expected(epoch).samples // self._spec.training.global_batch_size
+        )
+
+    def _checkpoint(self, partial: PartialEpoch | None, score: float, *, last: bool) -> None:
         scheduler, scaler, best = self._task.scheduler, self._step.scaler, self._spec.checkpoints.best
         snapshot = Snapshot(
-            epoch=record.epoch,
+            epoch=len(self._records),
+            partial=partial,
             attempt=self._attempt,
             model=self._model.state_dict(),
             optimizer=self._task.optimizer.state_dict(),
@@ -287,11 +327,22 @@ class Trainer:
             best=best_of(self._records, best),
             records=self._records,
         )
-        score = score_of(record, best)
-        problem = self._checkpoints.save(record.epoch, snapshot.write, score=score, last=ending is not None)
+        at = Progress(snapshot.epoch, partial.steps if partial else 0)
+        problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
+        self._lookout.saved()
         if problem is not None:
             self._tell("checkpoint_not_kept", problem)
         self._checkpointed_at = time.monotonic()
+
+    def _tell_of_notice(self) -> None:
+        seconds = self._lookout.seconds_left()
+        if self._lookout.is_new and self._lookout.notice is not None and seconds is not None:
+            ranks = ", ".join(map(str, self._lookout.notice.ranks))
+            self._tell(
+                "preemption_notice",
+                f"the node of rank {ranks} leaves the cluster in {max(seconds, 0):.0f} s; a checkpoint is taken "
+                "after this epoch, or at once if that would be too late",
+            )
 
     def _tell(self, reason: str, message: str) -> None:
         event = WorkerEvent(attempt=self._attempt, time=self._now(), reason=reason, message=message)
@@ -304,22 +355,6 @@ class Trainer:
             return time.perf_counter() - clock, 0
         torch.cuda.synchronize(device)
         return time.perf_counter() - clock, torch.cuda.max_memory_allocated(device)
-
-    def _source(self, split: Split) -> Source:
-        training = self._spec.training
-        try:
-            return source_of(
-                split,
-                self._task.train if split == "train" else self._task.validation,
-                collate=self._task.collate,
-                data_workers=training.data_workers,
-                global_batch_size=training.global_batch_size,
-                parts=self._group.world_size * training.micro_batches,
-            )
-        except TaskError:
-            raise
-        except Exception as error:
-            raise UserCodeError(f"looking at TrainingTask.{split}", error) from error
 
     def _totals(self, buffer: Tensor, split: Split) -> Totals:
         return Totals(self._loss, self._metrics, self._layout.sums(buffer, split), self._foreign[split])

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import SPLITS, Control, EpochFinished, EpochRecord, Split
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.group import Group, group_of_process
-from curvewatch_workers.layout import EpochLayout, LeaderNotes, SamplesSeen
+from curvewatch_workers.layout import EpochLayout, LeaderNotes
 from curvewatch_workers.losses import BatchLoss, Loss
 from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics, split_metrics
 from curvewatch_workers.reporter import NullReporter, Reporter

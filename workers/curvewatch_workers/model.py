@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from curvewatch_workers.contract import TrainingSpec
 from curvewatch_workers.errors import TaskError
@@ -54,6 +54,21 @@ def wrap(model: nn.Module, training: TrainingSpec, group: Group) -> PreparedMode
     compiled = torch.compile(wrapped)
     validate = compiled if wrapped is model else torch.compile(model)
     return PreparedModel(module=model, wrapped=wrapped, train=compiled, validate=validate)
+
+
+def share_buffers(model: nn.Module, group: Group) -> None:
+    """Give every rank rank 0's buffers: BatchNorm's statistics differ by rank. A collective call."""
+    if group.world_size == 1:
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in model.buffers():
+        by_type.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in by_type.values():
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        group.broadcast(flat)
+        parts = torch.split(flat, [one.numel() for one in buffers])
+        for buffer, part in zip(buffers, parts, strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def batch_statistics(model: nn.Module) -> list[str]:

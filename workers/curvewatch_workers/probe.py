@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +18,22 @@ _SURE = 2
 """Samples that every model takes that takes any."""
 
 
-def require_smallest_share(model: nn.Module, forward: Forward, feed: MapTrainFeed, world_size: int) -> None:
+def require_smallest_share(
+    model: nn.Module, forward: Forward, feed: MapTrainFeed, world_sizes: Collection[int]
+) -> None:
     """Check that the model can be trained on the smallest share of an epoch.
 
     Args:
         model: The model, placed but unwrapped: nothing here is a collective.
         forward: Runs a batch.
         feed: Gives the first samples.
-        world_size: Number of ranks.
+        world_sizes: Every number of ranks that this run may have.
 
     Raises:
         TaskError: It cannot; with a global batch size that works.
     """
     plan = feed.plan(feed.expected(1).samples)
-    small = sorted(size for size in plan.share_sizes(world_size) if size < _SURE)
+    small = {size: ranks for ranks in sorted(world_sizes) for size in plan.share_sizes(ranks) if size < _SURE}
     if not small:
         return
     try:
@@ -39,11 +42,11 @@ def require_smallest_share(model: nn.Module, forward: Forward, feed: MapTrainFee
         return
     troubles = {rows: _trouble(model, forward, first_rows(batch, rows)) for rows in range(batch.samples + 1)}
     works = next((rows for rows in reversed(troubles) if troubles[rows] is not None), -1) + 1
-    failing = next((size for size in small if troubles.get(size) is not None), None)
+    failing = next((size for size in sorted(small) if troubles.get(size) is not None), None)
     # Where the largest fails too, the first step will show how, with the user's own traceback.
     if failing is not None and works in troubles:
         trouble = troubles[failing]
-        raise TaskError(_message(trouble, failing, works, plan, world_size)) from trouble
+        raise TaskError(_message(trouble, failing, works, plan, small[failing])) from trouble
 
 
 def first_rows(batch: Batch, rows: int) -> Batch:

@@ -13,7 +13,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from curvewatch_workers.drafts import Drafts
 from curvewatch_workers.errors import printable
-from curvewatch_workers.keeping import MARKER, mark, name_of, newest_first, score_in, surplus
+from curvewatch_workers.keeping import MARKER, Progress, mark, name_of, newest_first, score_in, surplus
 from curvewatch_workers.ranking import Mode
 from curvewatch_workers.storage import download, upload
 
@@ -56,7 +56,7 @@ class RemoteCheckpoints:
             download(self._filesystem, f"{self._root}/{name}", folder)
             yield folder
 
-    def save(self, epoch: int, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
+    def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
         """Write a checkpoint on this machine and begin its upload; the last one is uploaded on return."""
         if self._rank != 0 or (self._upload is not None and not self._upload.done() and not last):
             return None
@@ -67,7 +67,7 @@ class RemoteCheckpoints:
         except BaseException:
             shutil.rmtree(draft)
             raise
-        self._upload = self._uploader.submit(self._keep_one, draft, epoch, score)
+        self._upload = self._uploader.submit(self._keep_one, draft, at, score)
         return (self._finish() if last else None) or problem
 
     def close(self) -> None:
@@ -90,18 +90,18 @@ class RemoteCheckpoints:
         text = printable(f"a checkpoint could not be kept in {self._root}, training goes on: {error}")
         return None if told else text[:4000]
 
-    def _keep_one(self, draft: Path, epoch: int, score: float) -> None:
-        name = name_of(epoch)
+    def _keep_one(self, draft: Path, at: Progress, score: float) -> None:
+        name = name_of(at)
         try:
             # What an upload that failed left there, or a checkpoint that could not be read.
             self._remove(name)
             upload(draft, self._filesystem, f"{self._root}/{name}")
             with self._filesystem.open_output_stream(f"{self._root}/{name}/{MARKER}") as marker:
-                marker.write(mark(epoch, score).encode())
+                marker.write(mark(at, score).encode())
         finally:
             shutil.rmtree(draft)
         scores = {other: self._score_of(other) for other in self._marked()}
-        for other in surplus(scores, latest=epoch, keep=self._keep, mode=self._mode):
+        for other in surplus(scores, latest=at, keep=self._keep, mode=self._mode):
             self._remove(other)
 
     def _remove(self, name: str) -> None:

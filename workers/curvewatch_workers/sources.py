@@ -5,7 +5,7 @@ Settings of a DataLoader are respected or refused with the reason, and never sil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -24,9 +24,10 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from curvewatch_workers.batches import Indices, shuffled
-from curvewatch_workers.contract import SPLITS, Split
-from curvewatch_workers.errors import TaskError
+from curvewatch_workers.contract import SPLITS, JobSpec, Split
+from curvewatch_workers.errors import TaskError, UserCodeError
 from curvewatch_workers.seeds import seed_from, seed_of
+from curvewatch_workers.task import TrainingTask
 
 Collate = Callable[[list[Any]], Any]
 _SAMPLER_SEED = 3
@@ -101,7 +102,7 @@ def source_of(
     collate: Collate | None,
     data_workers: int,
     global_batch_size: int,
-    parts: int,
+    parts: Collection[int],
 ) -> Source:
     """Return the source behind a task's `train` or `validation`.
 
@@ -111,7 +112,8 @@ def source_of(
         collate: The task's own collate function.
         data_workers: Loading processes that the job asks for.
         global_batch_size: Samples of one optimizer step.
-        parts: World size times micro-batches: the parts that a global batch is cut into.
+        parts: World size times micro-batches: the parts that a global batch is cut into; of each world size that the
+            run may have.
 
     Raises:
         TaskError: It cannot be used as it is; the message says why and what to do.
@@ -123,13 +125,8 @@ def source_of(
                 "its own; set one of them"
             )
         source = _of_loader(split, given)
-        asked = (source.batch_size or 0) * parts
-        if split == "train" and asked != global_batch_size:
-            raise TaskError(
-                f"the batch_size {source.batch_size} of TrainingTask.train's DataLoader makes {asked} samples a step "
-                f"over {parts} workers or micro-batches, and training.global_batch_size is {global_batch_size}; "
-                "make them equal"
-            )
+        if split == "train":
+            _check_batch_size(source.batch_size or 0, global_batch_size, parts)
     else:
         options = {"num_workers": data_workers, "persistent_workers": data_workers > 0}
         source = Source(
@@ -143,6 +140,44 @@ def source_of(
     if source.streams:
         return _of_stream(source, global_batch_size, parts)
     return source
+
+
+def source_of_task(split: Split, task: TrainingTask, spec: JobSpec, world_size: int) -> Source:
+    """Return the source of one split of a task.
+
+    Raises:
+        TaskError: It cannot be used as it is; the message says why and what to do.
+        UserCodeError: Looking at it raised an error.
+    """
+    training = spec.training
+    try:
+        return source_of(
+            split,
+            task.train if split == "train" else task.validation,
+            collate=task.collate,
+            data_workers=training.data_workers,
+            global_batch_size=training.global_batch_size,
+            parts=[n * training.micro_batches for n in spec.scaling.possible_workers(world_size)],
+        )
+    except TaskError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"looking at TrainingTask.{split}", error) from error
+
+
+def _check_batch_size(batch_size: int, global_batch_size: int, parts: Collection[int]) -> None:
+    for number in parts:
+        asked = batch_size * number
+        if asked != global_batch_size:
+            remedy = (
+                "make them equal"
+                if len(parts) == 1
+                else "give the dataset instead of a DataLoader, whose batch_size belongs to one number of workers"
+            )
+            raise TaskError(
+                f"the batch_size {batch_size} of TrainingTask.train's DataLoader makes {asked} samples a step over "
+                f"{number} workers or micro-batches, and training.global_batch_size is {global_batch_size}; {remedy}"
+            )
 
 
 def _of_loader(split: Split, loader: DataLoader[Any]) -> Source:
@@ -220,17 +255,18 @@ def _check_dataset(source: Source) -> None:
         raise TaskError(f"{where} has zero samples; there is nothing to compute a loss from")
 
 
-def _of_stream(source: Source, global_batch_size: int, parts: int) -> Source:
+def _of_stream(source: Source, global_batch_size: int, parts: Collection[int]) -> Source:
     where, dataset = f"TrainingTask.{source.split}", source.dataset
     if not isinstance(dataset, ShardedIterable):
         raise TaskError(
             f"{where} ({type(dataset).__name__}) is an IterableDataset, which each worker would read whole; define "
             "shard(self, shard, shards), returning the samples of one of so many disjoint parts, and __len__"
         )
-    if source.split == "train" and global_batch_size % parts:
+    odd = [number for number in parts if global_batch_size % number]
+    if source.split == "train" and odd:
         raise TaskError(
             f"{where} is an IterableDataset, whose batches are the same size on each worker, but "
-            f"training.global_batch_size {global_batch_size} is no multiple of {parts} (workers times micro-batches)"
+            f"training.global_batch_size {global_batch_size} is no multiple of {odd[0]} (workers times micro-batches)"
         )
     return source
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +45,29 @@ class OptimizerStep:
         self._looks = spec.policy.on_nonfinite == "skip_step" or self.scaler.is_enabled()
         self.begin_epoch()
 
-    def begin_epoch(self) -> None:
-        """Forget the epoch before."""
+    def begin_epoch(self, last_step: Mapping[str, Any] | None = None) -> None:
+        """Forget the epoch before.
+
+        Args:
+            last_step: What `last_step` returned in an attempt that took some steps of this epoch.
+        """
         self.skipped = 0
         """Steps left out since the epoch began."""
         self.gradient_norm = torch.zeros((), device=self._group.device)
         """Norm of the global gradient before clipping, at the last step."""
         self.learning_rate = 0.0
         """Learning rate of the first parameter group at the last step."""
+        if last_step is not None:
+            self.skipped, self.learning_rate = last_step["skipped"], last_step["learning_rate"]
+            self.gradient_norm = last_step["gradient_norm"].to(self._group.device)
+
+    def last_step(self) -> dict[str, Any]:
+        """Return what is told of the last step, to be saved."""
+        return {
+            "skipped": self.skipped,
+            "learning_rate": self.learning_rate,
+            "gradient_norm": self.gradient_norm,
+        }
 
     def take(self, model: PreparedModel, batch: GlobalBatch, totals: Totals, counter: IndexCounter) -> None:
         """Take one step on a global batch.

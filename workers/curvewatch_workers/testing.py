@@ -98,7 +98,7 @@ def train_alone(
         checkpoints=checkpoints or NoCheckpoints(),
         reporter=reporter,
     )
-    trainer.run(after_epoch=trainer.resume())
+    trainer.run(after_epoch=trainer.resume().epoch)
     return reporter.records
 
 

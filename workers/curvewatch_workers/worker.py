@@ -32,6 +32,7 @@ from curvewatch_workers.errors import (
 from curvewatch_workers.group import Group
 from curvewatch_workers.loop import Position, Trainer, utc_now
 from curvewatch_workers.meter import MeterRun, metering
+from curvewatch_workers.preemption import Notices
 from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.task import load_entry, load_task
@@ -95,6 +96,7 @@ def run_worker(
     group: Group,
     checkpoints: Checkpoints,
     make_reporter: Callable[[int], Reporter],
+    notices: Notices | None = None,
 ) -> WorkerEnding:
     """Run one rank of a job until it ends.
 
@@ -106,6 +108,7 @@ def run_worker(
         group: The ranks.
         checkpoints: Where checkpoints are kept.
         make_reporter: Makes rank 0's reporter of an attempt.
+        notices: Where it is told that a node will leave; None when nobody tells.
     """
     layout = RunLayout(job.storage_path, job.run_id)
     over = group.first_problem(_ending_before_start(layout, job.submission) if group.rank == 0 else None)
@@ -116,7 +119,7 @@ def run_worker(
     if group.rank == 0:
         reporter = FencedReporter(make_reporter(attempt), layout, attempt)
     try:
-        return _train(job, group, checkpoints, reporter, attempt, layout)
+        return _train(job, group, checkpoints, reporter, attempt, layout, notices)
     finally:
         reporter.close()
 
@@ -128,26 +131,28 @@ def _train(
     reporter: Reporter,
     attempt: int,
     layout: RunLayout,
+    notices: Notices | None,
 ) -> WorkerEnding:
     if job.spec.code.loop is not None:
         return _run_own_loop(job, group, reporter, attempt, layout)
     position = Position(0, "train", 0)
     trainer: Trainer | None = None
     try:
-        trainer, problem = _build(job, group, checkpoints, reporter, attempt)
+        trainer, problem = _build(job, group, checkpoints, reporter, attempt, notices)
         if trainer is None:
             return WorkerEnding.model_validate_json(problem)
-        after_epoch = trainer.resume()
+        resumed = trainer.resume()
         reporter.send(
             AttemptStarted(
                 attempt=attempt,
                 submission=job.submission,
                 world_size=group.world_size,
                 time=utc_now(),
-                resumed_after_epoch=after_epoch,
+                resumed_after_epoch=resumed.epoch,
+                resumed_after_step=resumed.step,
             )
         )
-        ending = trainer.run(after_epoch=after_epoch)
+        ending = trainer.run(after_epoch=resumed.epoch)
     except SupersededError:
         raise  # no failure of the run
     except Exception as error:
@@ -196,7 +201,12 @@ def _run_own_loop(
 
 
 def _build(
-    job: WorkerJob, group: Group, checkpoints: Checkpoints, reporter: Reporter, attempt: int
+    job: WorkerJob,
+    group: Group,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    attempt: int,
+    notices: Notices | None,
 ) -> tuple[Trainer, str] | tuple[None, str]:
     """Build task and trainer on every rank, or return the same ending on every rank.
 
@@ -215,6 +225,7 @@ def _build(
             group=group,
             checkpoints=checkpoints,
             reporter=reporter,
+            notices=notices,
         )
         trainer.probe()
     except WorkersError as error:

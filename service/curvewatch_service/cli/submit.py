@@ -74,8 +74,8 @@ def _print_plan(folder: JobFolder, code: bytes, *, as_json: bool) -> None:
     console.print(f"{folder.path} is a good job; nothing was submitted.\n", soft_wrap=True)
     console.print(
         f"{folder.spec.name}: {training.epochs} epochs, global batches of {training.global_batch_size}, on "
-        f"{scaling.workers} worker{'s' if scaling.workers > 1 else ''} with {scaling.total_cpus:g} CPU and "
-        f"{scaling.total_gpus} GPU in all; {len(code):,} bytes of code from {folder.code}",
+        f"{scaling.workers_in_words} with {scaling.cpus(scaling.max_workers):g} CPU and "
+        f"{scaling.gpus(scaling.max_workers)} GPU in all; {len(code):,} bytes of code from {folder.code}",
         soft_wrap=True,
     )
     console.print("\nWhat Ray would be given, by a service with the settings of this shell:")

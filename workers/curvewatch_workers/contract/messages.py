@@ -43,7 +43,9 @@ class AttemptStarted(Record):
     time: AwareDatetime
     """When it started."""
     resumed_after_epoch: int = Field(default=0, ge=0)
-    """Last epoch of the checkpoint it starts from; 0 for a fresh start."""
+    """Last finished epoch of the checkpoint it starts from; 0 for a fresh start."""
+    resumed_after_step: int = Field(default=0, ge=0)
+    """Optimizer steps of the next epoch that the checkpoint holds too; 0 for one that was taken between epochs."""
 
 
 class EpochFinished(Record):

@@ -9,10 +9,12 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
     Strict,
     StringConstraints,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -32,6 +34,7 @@ def _printable(value: str) -> str:
 
 
 MAX_PARAMS_DEPTH = 20
+MAX_WORKERS = 4096
 
 
 def _require_flat(value: JsonValue, depth: int) -> None:
@@ -119,25 +122,80 @@ class TrainingSpec(Spec):
     """Let GPUs multiply fp32 matrices in TF32: faster, with 10 bits of mantissa."""
 
 
+class WorkersRange(Spec):
+    """A number of workers that follows what the cluster has."""
+
+    min: Whole = Field(ge=1, le=MAX_WORKERS)
+    """The run starts, and goes on, with as few as this."""
+    max: Whole = Field(ge=1, le=MAX_WORKERS)
+    """It never takes more."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> WorkersRange:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}; swap them, or give one number")
+        return self
+
+
+NUMBER_OF_WORKERS, RANGE_OF_WORKERS = "a number", "a range"
+"""The two forms of `scaling.workers`; they stand in the place of an error, and are taken out of it."""
+
+
+def _form_of_workers(value: object) -> str:
+    return RANGE_OF_WORKERS if isinstance(value, dict | WorkersRange) else NUMBER_OF_WORKERS
+
+
 class ScalingSpec(Spec):
     """What one run takes from the cluster."""
 
-    workers: Whole = Field(default=1, ge=1, le=4096)
-    """Training processes; the world size."""
+    workers: Annotated[
+        Annotated[Whole, Field(ge=1, le=MAX_WORKERS), Tag(NUMBER_OF_WORKERS)]
+        | Annotated[WorkersRange, Tag(RANGE_OF_WORKERS)],
+        Discriminator(_form_of_workers),
+    ] = 1
+    """Training processes; the world size. `{min: 1, max: 4}` lets it follow what the cluster has: the run shrinks when
+    a node leaves and grows when one comes, each time from its latest checkpoint, along the same curve."""
     cpus_per_worker: Number = Field(default=1, gt=0)
     """CPUs that each worker reserves."""
     gpus_per_worker: Whole = Field(default=0, ge=0, le=1)
     """GPUs of each worker, 0 or 1: data-parallel training uses one process for each GPU."""
+    resize_interval_seconds: Number = Field(default=60.0, ge=1)
+    """Seconds between two looks at whether a run with a range of workers can have more of them; each change restarts
+    it from its latest checkpoint."""
 
     @property
-    def total_cpus(self) -> float:
-        """CPUs of all workers together."""
-        return self.workers * self.cpus_per_worker
+    def min_workers(self) -> int:
+        """Fewest workers that train."""
+        return self.workers.min if isinstance(self.workers, WorkersRange) else self.workers
 
     @property
-    def total_gpus(self) -> int:
-        """GPUs of all workers together."""
-        return self.workers * self.gpus_per_worker
+    def max_workers(self) -> int:
+        """Most workers that train."""
+        return self.workers.max if isinstance(self.workers, WorkersRange) else self.workers
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
+        return self.min_workers != self.max_workers
+
+    @property
+    def workers_in_words(self) -> str:
+        """How many workers are asked for, as a person says it."""
+        if self.elastic:
+            return f"{self.min_workers} to {self.max_workers} workers"
+        return f"{self.min_workers} worker{'s' if self.min_workers > 1 else ''}"
+
+    def possible_workers(self, now: int) -> tuple[int, ...]:
+        """Return every number of workers that a run may have which has so many now."""
+        return tuple(range(self.min_workers, self.max_workers + 1)) if self.elastic else (now,)
+
+    def cpus(self, workers: int) -> float:
+        """Return the CPUs of so many workers together."""
+        return workers * self.cpus_per_worker
+
+    def gpus(self, workers: int) -> int:
+        """Return the GPUs of so many workers together."""
+        return workers * self.gpus_per_worker
 
 
 def _storage_address(value: str) -> str:

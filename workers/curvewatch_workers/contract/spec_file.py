@@ -6,7 +6,7 @@ import difflib
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -17,6 +17,8 @@ from curvewatch_workers.contract.spec import (
     CONFIDENTIAL,
     LABEL_KEY_PATTERN,
     NAME_PATTERN,
+    NUMBER_OF_WORKERS,
+    RANGE_OF_WORKERS,
     TASK_PATTERN,
     JobSpec,
 )
@@ -29,6 +31,8 @@ _RULES = {
     LABEL_KEY_PATTERN: "must be letters, digits and `_`, the first no digit, at most 63 characters",
 }
 """What a pattern means, in words."""
+_NO_PLACES = ("[key]", NUMBER_OF_WORKERS, RANGE_OF_WORKERS)
+"""Parts of an error's location that do not stand in the file."""
 
 
 def read_job_spec(path: str | Path) -> JobSpec:
@@ -84,7 +88,7 @@ def _whole(message: str) -> SpecProblem:
 
 def _problems(error: ValidationError) -> Iterator[SpecProblem]:
     for details in error.errors(include_url=False):
-        location = [part for part in details["loc"] if part != "[key]"]
+        location = [part for part in details["loc"] if part not in _NO_PLACES]
         if location[:1] == ["params"]:
             # Below each key of a free value stands its JSON type.
             location = ["params", *location[1::2]]
@@ -127,6 +131,6 @@ def _fields_at(location: list[int | str]) -> list[str]:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
         return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
     return None

@@ -46,6 +46,10 @@ class ForeignMetrics:
             if hasattr(metric, "to"):
                 metric.to(device)
 
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._metrics)
+
     @torch.no_grad()
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Take in a batch; one of no rows says nothing."""

@@ -59,7 +59,7 @@ def settings_of(spec: JobSpec) -> dict[str, JsonValue]:
     return {
         "params": spec.params,
         "training": spec.training.model_dump(mode="json"),
-        "workers": spec.scaling.workers,
+        "workers": spec.scaling.model_dump(mode="json")["workers"],
         "labels": dict(spec.labels),
     }
 
