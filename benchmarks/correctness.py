@@ -27,7 +27,7 @@ def truth(folder: Path) -> Report:
     model, train, validation = digits()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    for batch in order.split(64):
+    for batch in torch.split(order, 64):
         inputs, targets = train[batch]
         optimizer.zero_grad()
         torch.autograd.backward(functional.cross_entropy(model(inputs), targets))

@@ -212,7 +212,9 @@ def main() -> None:
     for count in (1, 5, 20):
         metrics = {f"metric_{number}": as_sum_metric(Accuracy()) for number in range(count)}
         peers = {name: make(group, count) for name, make in makers.items()}
-        rows.append(row(group, f"{count} metrics", metrics, peers, options.rounds))
+        rows.append(
+            row(group, f"{count} metrics" if count > 1 else "1 metric", metrics, peers, options.rounds)
+        )
     # No peer's mean of a number compares with a matrix.
     confusion: dict[str, SumMetric] = {"confusion": ConfusionMatrix(1000)}
     large = row(group, "confusion matrix of 1,000 classes", confusion, {}, max(1, options.rounds // 4))

@@ -27,7 +27,7 @@ from workload import LEARNING_RATE, Batches, Stage, Variant, Work
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
-class Classifier(lightning.LightningModule):
+class Classifier(lightning.LightningModule):  # type: ignore[misc] # not looked into: it may be absent
     """A classifier that logs nothing."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -102,7 +102,7 @@ class Loader:
         return len(self._batches)
 
 
-class Clock(Callback):
+class Clock(Callback):  # type: ignore[misc]
     """Takes the time of a validation pass, or of the last train epoch of a fit."""
 
     def __init__(self, device: torch.device) -> None:
