@@ -1,19 +1,18 @@
 """What the end of an epoch costs beside one bare all_reduce: ``torchrun --nproc-per-node 2 benchmarks/epoch_sync.py``.
 
 For 1 to 20 metrics and for a confusion matrix of 1,000 classes: the time to write what the host knows into the buffer,
-reduce it and make the record of it, by the time of one all_reduce of as many bytes. torchmetrics' computing of as many
-metrics stands beside it, where it is installed, with the number of its collectives. All are interleaved in one run.
+reduce it and make the record of it, by the time of one all_reduce of as many bytes. Beside it stands what peers do at
+the end of an epoch with as many metrics, where they are installed, with the number of their collectives. All are
+interleaved in one run.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import random
 import statistics
-import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -24,11 +23,22 @@ from curvewatch_workers.contract import Control
 from curvewatch_workers.group import Group, join_torchrun, leave
 from curvewatch_workers.layout import EpochLayout, LeaderNotes
 from curvewatch_workers.metrics import Accuracy, ConfusionMatrix, SumMetric, as_sum_metric
+from measuring import installed, interleaved, seconds_of, setting
 
-Timed = Callable[[], object]
+Call = Callable[[], object]
+
+COLLECTIVES = (
+    "all_reduce",
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+)
 
 
-def ours(group: Group, metrics: dict[str, SumMetric]) -> tuple[Timed, int]:
+def ours(group: Group, metrics: dict[str, SumMetric]) -> tuple[Call, int]:
     """Return the end of an epoch as the loop does it, and the bytes of its buffer."""
     layout = EpochLayout(metrics, group.world_size)
     notes = LeaderNotes(
@@ -49,7 +59,7 @@ def ours(group: Group, metrics: dict[str, SumMetric]) -> tuple[Timed, int]:
     return end, 8 * layout.size
 
 
-def bare(group: Group, size: int) -> Timed:
+def bare(group: Group, size: int) -> Call:
     """Return one all_reduce of so many bytes, read like any result is."""
     tensor = torch.zeros(size // 8, dtype=torch.float64, device=group.device)
 
@@ -60,7 +70,7 @@ def bare(group: Group, size: int) -> Timed:
     return reduce
 
 
-def peers(group: Group, count: int) -> Timed:
+def torchmetrics_ends(group: Group, count: int) -> Call:
     """Return torchmetrics' computing of so many metrics."""
     from torchmetrics import MeanMetric
 
@@ -76,7 +86,74 @@ def peers(group: Group, count: int) -> Timed:
     return compute
 
 
-def collectives(run: Timed) -> int:
+def lightning_ends(group: Group, count: int) -> Call:
+    """Return what Lightning does at the end of an epoch with so many values of `self.log(sync_dist=True)`.
+
+    They are logged into the collection that `LightningModule.log` logs into, with the same reduction; a trainer adds
+    nothing to it but its hooks.
+    """
+    from lightning.pytorch.strategies import DDPStrategy
+    from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
+
+    results = _ResultCollection(training=True)
+    for number in range(count):
+        results.log(
+            "training_step",
+            f"metric_{number}",
+            torch.ones((), device=group.device),
+            sync_dist=True,
+            sync_dist_fn=DDPStrategy().reduce,
+            batch_size=1,
+        )
+
+    def compute() -> None:
+        for value in results.metrics(on_step=False)["log"].values():
+            float(value)
+        for metric in results.result_metrics:
+            metric._computed = None  # it would answer from memory
+
+    return compute
+
+
+def accelerate_gathers(group: Group, count: int) -> Call:
+    """Return Accelerate's `gather_for_metrics` of so many numbers, in one call."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=group.device.type == "cpu")
+    values = tuple(torch.ones(1, device=group.device) for _ in range(count))
+
+    def gather() -> None:
+        for value in accelerator.gather_for_metrics(values):
+            float(value.mean())
+
+    return gather
+
+
+def accelerate_reduces(group: Group, count: int) -> Call:
+    """Return Accelerate's `reduce` of sum and count of so many metrics, one by one."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=group.device.type == "cpu")
+    values = [torch.ones(2, device=group.device) for _ in range(count)]
+
+    def reduce() -> None:
+        for value in values:
+            total, number = accelerator.reduce(value, reduction="sum").tolist()
+            float(total / number)
+
+    return reduce
+
+
+PEERS: dict[str, tuple[str, Callable[[Group, int], Call]]] = {
+    "torchmetrics, compute": ("torchmetrics", torchmetrics_ends),
+    "Lightning, self.log(sync_dist=True)": ("lightning", lightning_ends),
+    "Accelerate, gather_for_metrics": ("accelerate", accelerate_gathers),
+    "Accelerate, reduce": ("accelerate", accelerate_reduces),
+}
+"""Of each peer, the package and how to make its end of an epoch."""
+
+
+def collectives(run: Call) -> int:
     """Return how many collectives a call makes."""
     counted = 0
     kept: dict[str, Callable[..., object]] = {}
@@ -89,32 +166,37 @@ def collectives(run: Timed) -> int:
 
         return call
 
-    names = ("all_reduce", "all_gather", "barrier", "broadcast", "all_gather_object")
-    for name in names:
+    for name in COLLECTIVES:
         kept[name] = getattr(dist, name)
         setattr(dist, name, count(name))
     try:
         run()
     finally:
-        for name in names:
+        for name in COLLECTIVES:
             setattr(dist, name, kept[name])
     return counted
 
 
-def medians(timed: dict[str, Timed], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each, interleaved in an order that changes."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    shuffle = random.Random(0)  # noqa: S311 - the same order on each rank
-    for number in range(rounds + 5):
-        names = list(timed)
-        shuffle.shuffle(names)
-        for name in names:
-            dist.barrier()
-            clock = time.perf_counter()
-            timed[name]()
-            if number >= 5:
-                seconds[name].append(time.perf_counter() - clock)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def row(
+    group: Group, title: str, metrics: dict[str, SumMetric], peers: dict[str, Call], rounds: int
+) -> list[str]:
+    """Measure an end of an epoch and its peers; return the cells of the table."""
+    end, size = ours(group, metrics)
+    calls: dict[str, Call] = {
+        "bare": bare(group, size),
+        "bare again": bare(group, size),
+        "ours": end,
+        **peers,
+    }
+    timed = {name: partial(seconds_of, call, group.device, until_all=False) for name, call in calls.items()}
+    seconds = interleaved(timed, rounds=rounds, warm_up=5)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    cells = [title, f"{size:,}", f"{1e6 * median['bare']:.0f} us"]
+    cells.append(f"{median['bare again'] / median['bare']:.2f}")
+    cells += [
+        f"{median[name] / median['bare']:.2f} ({collectives(calls[name])})" for name in ("ours", *peers)
+    ]
+    return cells
 
 
 def main() -> None:
@@ -126,35 +208,28 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     group = join_torchrun(gpu=options.device == "cuda")
-    cases: dict[str, tuple[dict[str, SumMetric], int]] = {
-        f"{count} metrics": (
-            {f"metric_{number}": as_sum_metric(Accuracy()) for number in range(count)},
-            count,
+    makers = {name: make for name, (package, make) in PEERS.items() if installed(package)}
+    rows = []
+    for count in (1, 5, 20):
+        metrics = {f"metric_{number}": as_sum_metric(Accuracy()) for number in range(count)}
+        peers = {name: make(group, count) for name, make in makers.items()}
+        rows.append(
+            row(group, f"{count} metrics" if count > 1 else "1 metric", metrics, peers, options.rounds)
         )
-        for count in (1, 5, 20)
-    }
-    cases["confusion matrix of 1,000 classes"] = ({"confusion": ConfusionMatrix(1000)}, 0)
-    lines = []
-    for title, (metrics, count) in cases.items():
-        end, size = ours(group, metrics)
-        timed: dict[str, Timed] = {"ours": end, "bare": bare(group, size), "bare again": bare(group, size)}
-        if count and importlib.util.find_spec("torchmetrics"):
-            timed["peer"] = peers(group, count)
-        found = medians(timed, options.rounds if count else options.rounds // 4)
-        made = {name: collectives(run) for name, run in timed.items()}
-        peer = f"{found['peer'] / found['bare']:.1f} ({made['peer']} collectives)" if "peer" in timed else ""
-        lines.append(
-            f"| {title} | {size:,} | {1e6 * found['bare']:.0f} us | {found['bare again'] / found['bare']:.2f} | "
-            f"{found['ours'] / found['bare']:.2f} ({made['ours']} collective) | {peer} |"
-        )
+    # No peer's mean of a number compares with a matrix.
+    confusion: dict[str, SumMetric] = {"confusion": ConfusionMatrix(1000)}
+    large = row(group, "confusion matrix of 1,000 classes", confusion, {}, max(1, options.rounds // 4))
+    rows.append([*large, *[""] * len(makers)])
     if group.rank == 0:
+        print(setting(*dict.fromkeys(package for package, _ in PEERS.values())))
         print(
-            f"{group.world_size} ranks on {group.device}, torch {torch.__version__}, {options.rounds} rounds\n"
+            f"{group.world_size} ranks on {group.device}; medians of {options.rounds} rounds, by that of the bare "
+            "all_reduce; in brackets the number of collectives.\n"
         )
-        print(
-            "| | bytes | bare all_reduce | bare again | Curvewatch | torchmetrics |\n|---|---|---|---|---|---|"
-        )
-        print("\n".join(lines))
+        names = ["", "bytes", "bare all_reduce", "bare again", "Curvewatch", *makers]
+        print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
+        for cells in rows:
+            print(f"| {' | '.join(cells)} |")
     leave()
 
 

@@ -7,35 +7,19 @@ largest relative difference of any loss of any epoch from one rank, and whether 
 from __future__ import annotations
 
 import argparse
-import platform
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
 from curvewatch_workers.contract import SPLITS, EpochRecord
 from curvewatch_workers.testing import read_epochs
-
-ROOT = Path(__file__).parent.parent
+from measuring import ROOT, setting, torchrun
 
 
 def train(job: Path, ranks: int) -> list[EpochRecord]:
     """Train a job on so many ranks; return its epochs."""
     with tempfile.TemporaryDirectory() as output:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(ranks),
-        ]
-        command += ["-m", "curvewatch_workers.torchrun", str(job), "--output", output, "--device", "cpu"]
-        subprocess.run(
-            command, check=True, capture_output=True, env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin"}
-        )
+        module = ("-m", "curvewatch_workers.torchrun")
+        torchrun(ranks, *module, str(job), "--output", output, "--device", "cpu")
         (spool,) = Path(output).glob("*/spool/attempt-*.jsonl")
         return read_epochs(spool)
 
@@ -66,7 +50,7 @@ def main() -> None:
     parser.add_argument("job", type=Path, nargs="?", default=ROOT / "examples" / "digits")
     job = parser.parse_args().job
     alone = train(job, 1)
-    print(f"{job.name}, {len(alone)} epochs, {platform.machine()}, torch {torch.__version__}\n")
+    print(f"{setting()}{job.name}, {len(alone)} epochs.\n")
     print("| workers | largest relative difference of a loss | counts equal |")
     print("|---|---|---|")
     for ranks in (2, 3, 4):
