@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from curvewatch_workers.checkpoint import Snapshot
@@ -20,7 +18,6 @@ def make_snapshot(epoch: int = 3) -> Snapshot:
         optimizer={"state": {}, "param_groups": [{"lr": 0.1}]},
         scheduler=None,
         scaler={"scale": 65536.0},
-        stopper={"best": math.inf, "best_epoch": 0},
         best=Best(0.25, 1),
         records=tuple(make_record(epoch=number) for number in range(1, epoch + 1)),
     )

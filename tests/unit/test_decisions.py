@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from curvewatch_workers.contract import Control, EarlyStoppingSpec, EpochRecord, Outcome
+from curvewatch_workers.contract import BestSpec, Control, EarlyStoppingSpec, EpochRecord, Outcome
 from curvewatch_workers.decisions import (
     EarlyStopper,
     NeverStops,
@@ -12,6 +12,7 @@ from curvewatch_workers.decisions import (
     make_stopper,
     restarts_left,
 )
+from curvewatch_workers.ranking import Best, best_of
 from engine_support import make_spec
 from record_support import make_record
 
@@ -47,15 +48,6 @@ def test_not_a_number_is_no_improvement() -> None:
     stopper = EarlyStopper(EarlyStoppingSpec(patience=2))
 
     assert fed(stopper, [1.0, math.nan, math.nan]) == [False, False, True]
-
-
-def test_state_survives_a_resume() -> None:
-    stopper = EarlyStopper(EarlyStoppingSpec(patience=2))
-    fed(stopper, [1.0, 1.1])
-    again = EarlyStopper(EarlyStoppingSpec(patience=2))
-    again.restore(stopper.state())
-
-    assert again.should_stop(make_record(epoch=3, validation_loss=1.2)) is not None
 
 
 def test_a_job_without_early_stopping_never_stops() -> None:
@@ -143,3 +135,14 @@ def test_restarts_are_counted_over_all_controllers(attempts: int, deaths: int, l
 def test_a_job_without_restarts_ends_with_its_controller() -> None:
     assert restarts_left(0, attempts=1, deaths=1) < 0
     assert restarts_left(0, attempts=0, deaths=1) < 0
+
+
+def test_an_epoch_in_which_some_losses_overflow_is_never_the_best() -> None:
+    stopper = EarlyStopper(EarlyStoppingSpec(patience=1))
+    sound, spoilt = make_record(epoch=1, validation_loss=0.5), make_record(epoch=2, validation_loss=0.001)
+    validation = spoilt.validation.model_copy(update={"nonfinite_samples": 1})
+    spoilt = spoilt.model_copy(update={"validation": validation})
+
+    assert stopper.should_stop(sound) is None
+    assert "best 0.5 at epoch 1, now nan" in (stopper.should_stop(spoilt) or "")
+    assert best_of([sound, spoilt], BestSpec()) == Best(0.5, 1)

@@ -9,7 +9,7 @@ import random
 import shutil
 import weakref
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome
 from curvewatch_workers.decisions import Ending
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.group import Group, SoloGroup
+from curvewatch_workers.keeping import MARKER, score_in
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import FakeGroup, RecordingReporter, train_alone
@@ -369,7 +370,7 @@ def overfit_task() -> TrainingTask:
     return make_task(samples=12, model=model, optimizer=optimizer)
 
 
-@pytest.mark.parametrize("interrupted_after", [None, 3])
+@pytest.mark.parametrize("interrupted_after", [None, 3, 9])
 def test_the_weights_of_the_best_epoch_are_put_back(tmp_path: Path, interrupted_after: int | None) -> None:
     def spec(epochs: int) -> JobSpec:
         policy = {"early_stopping": {"patience": 5, "restore_best": True}}
@@ -389,11 +390,27 @@ def test_the_weights_of_the_best_epoch_are_put_back(tmp_path: Path, interrupted_
     assert len(losses) == losses.index(best) + 1 + 5
     inputs, targets = datasets(task)[1].tensors
     kept = Snapshot.read(tmp_path / f"epoch-{len(losses):06d}", torch.device("cpu"))
+    marker = (tmp_path / f"epoch-{len(losses):06d}" / MARKER).read_text()
+    assert score_in(marker) == pytest.approx(best, rel=1e-6)
     for state in (task.model.state_dict(), kept.model):
         again = overfit_task().model
         again.load_state_dict(state)
         with torch.inference_mode():
             assert float(nn.functional.cross_entropy(again(inputs), targets)) == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("policy", [{"early_stopping": {"patience": 5}}, {"max_samples": 60}])
+def test_a_run_that_had_ended_but_could_not_tell_ends_the_same_way(
+    tmp_path: Path, policy: dict[str, Any]
+) -> None:
+    spec = make_spec(epochs=60, policy=policy, checkpoints={"min_interval_seconds": 0})
+    first = make_trainer(spec, overfit_task(), tmp_path).run(after_epoch=0)
+    reporter = RecordingReporter()
+    again = make_trainer(spec, overfit_task(), tmp_path, reporter)
+    told = again.resume().epoch
+
+    assert again.run(after_epoch=told) == first
+    assert [record.epoch for record in reporter.records] == list(range(1, told + 1))
 
 
 def test_without_it_the_last_weights_stay(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import (
     SequentialSampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 from torch.utils.data.distributed import DistributedSampler
 
@@ -262,4 +263,20 @@ def test_a_batch_that_is_no_pair_is_refused() -> None:
     )
 
     with pytest.raises(TaskError, match="a batch must be a pair"):
+        trainer.run(after_epoch=0)
+
+
+@pytest.mark.parametrize("factor", [0, 2])
+def test_a_collate_function_that_leaves_samples_out_or_doubles_them_is_refused(factor: int) -> None:
+    trainer = Trainer(
+        run_id="toy",
+        attempt=1,
+        spec=make_spec(),
+        task=make_task(collate=lambda samples: default_collate([samples[0], *samples[1:] * factor])),
+        group=SoloGroup(),
+        checkpoints=NoCheckpoints(),
+        reporter=RecordingReporter(),
+    )
+
+    with pytest.raises(TaskError, match=rf"made {1 + 15 * factor} targets of 16 samples"):
         trainer.run(after_epoch=0)

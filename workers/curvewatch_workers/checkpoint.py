@@ -52,8 +52,6 @@ class Snapshot:
     scheduler: dict[str, Any] | None
     scaler: dict[str, Any] | None = None
     """State of the gradient scaler; None without one."""
-    stopper: dict[str, Any]
-    """State of early stopping."""
     best_model: dict[str, Any] | None = None
     """State of the model at the best epoch; None unless the job wants it back when it stops early."""
     best: Best | None
@@ -68,7 +66,6 @@ class Snapshot:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
-            "stopper": self.stopper,
             "best_model": self.best_model,
             "partial": self.partial.state() if self.partial else None,
         }
@@ -105,7 +102,6 @@ class Snapshot:
                 optimizer=training["optimizer"],
                 scheduler=training["scheduler"],
                 scaler=training["scaler"],
-                stopper=training["stopper"],
                 best_model=training["best_model"],
                 partial=PartialEpoch.of_state(training["partial"]) if training["partial"] else None,
                 best=Best(**meta["best"]) if meta["best"] else None,

@@ -102,6 +102,11 @@ class _CollateShare:
     def __call__(self, chunks: list[_Chunk]) -> Batch:
         (chunk,) = chunks
         batch = self.collate(chunk.samples)
+        if len(batch.targets) != len(chunk.samples):
+            raise TaskError(
+                f"the collate function made {len(batch.targets)} targets of {len(chunk.samples)} samples; each sample "
+                "must stay one row, or the receipt would be wrong: leave broken samples out of the dataset"
+            )
         return batch._replace(indices=chunk.indices) if len(chunk.indices) else batch.none()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from curvewatch_workers.contract import Control, EarlyStoppingSpec, EpochRecord, JobSpec, Outcome
 from curvewatch_workers.errors import TaskError
@@ -29,18 +29,18 @@ class Stopper(Protocol):
     def should_stop(self, record: EpochRecord) -> str | None:
         """Take in an epoch; return why to stop, or None."""
 
+    @property
+    def best_epoch(self) -> int:
+        """The best epoch so far; 0 when none is marked."""
+
     def is_best(self, record: EpochRecord) -> bool:
         """Tell whether an epoch that was taken in is the best so far."""
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep."""
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
 
 
 class NeverStops:
     """The stopper of a job without early stopping."""
+
+    best_epoch = 0
 
     def should_stop(self, record: EpochRecord) -> str | None:  # noqa: ARG002 - the protocol's signature
         """Never stop."""
@@ -49,13 +49,6 @@ class NeverStops:
     def is_best(self, record: EpochRecord) -> bool:  # noqa: ARG002 - the protocol's signature
         """No epoch is marked."""
         return False
-
-    def state(self) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Restore nothing."""
 
 
 class EarlyStopper:
@@ -82,17 +75,14 @@ class EarlyStopper:
             f"(best {best:.6g} at epoch {self._best_epoch}, now {value:.6g}, patience {spec.patience})"
         )
 
+    @property
+    def best_epoch(self) -> int:
+        """The best epoch so far."""
+        return self._best_epoch
+
     def is_best(self, record: EpochRecord) -> bool:
         """Tell whether an epoch that was taken in is the best so far."""
         return record.epoch == self._best_epoch
-
-    def state(self) -> dict[str, Any]:
-        """Return the best value and its epoch."""
-        return {"best": self._best, "best_epoch": self._best_epoch}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._best, self._best_epoch = state["best"], state["best_epoch"]
 
 
 def make_stopper(spec: JobSpec, metrics: tuple[str, ...]) -> Stopper:
@@ -120,8 +110,14 @@ def require_measured(field: str, metric: str, metrics: tuple[str, ...]) -> None:
 
 
 def validation_value(record: EpochRecord, metric: str) -> float:
-    """Return the validation number that a job names: `loss`, or a metric."""
-    return record.validation.loss if metric == "loss" else record.validation.metrics[metric].value
+    """Return the validation number that a job names, to decide by: `loss`, or a metric.
+
+    NaN for the loss of an epoch with samples whose loss is not finite: a mean over the others compares with no other
+    epoch, and one in which all but the easiest overflow would be the best.
+    """
+    if metric != "loss":
+        return record.validation.metrics[metric].value
+    return math.nan if record.validation.nonfinite_samples else record.validation.loss
 
 
 def ending_after(

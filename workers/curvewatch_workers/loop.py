@@ -18,6 +18,7 @@ from curvewatch_workers.best import BestWeights, NoBestWeights
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
 from curvewatch_workers.contract import (
     SPLITS,
+    Control,
     EpochFinished,
     EpochRecord,
     JobSpec,
@@ -25,7 +26,7 @@ from curvewatch_workers.contract import (
     Split,
     WorkerEvent,
 )
-from curvewatch_workers.decisions import Ending, ending_after, make_stopper
+from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
@@ -115,6 +116,7 @@ class Trainer:
         self._step = OptimizerStep(self._model, task.optimizer, self._forward, group, spec)
         self._lookout = Lookout(notices, group)
         self._records: tuple[EpochRecord, ...] = ()
+        self._plateau: str | None = None
         self._partial: PartialEpoch | None = None
         self._checkpointed_at = -sys.float_info.max
         self.position = Position(0, "train", 0)
@@ -151,7 +153,8 @@ class Trainer:
             self._task.scheduler.load_state_dict(snapshot.scheduler)
         if snapshot.scaler is not None:
             self._step.scaler.load_state_dict(snapshot.scaler)
-        self._stopper.restore(snapshot.stopper)
+        for record in snapshot.records:
+            self._plateau = self._stopper.should_stop(record)
         self._best.load(snapshot.best_model)
         self._records, self._partial = snapshot.records, snapshot.partial
         # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
@@ -163,22 +166,31 @@ class Trainer:
         """Train every epoch after the given one; return how the run ended."""
         model = wrap(self._model, self._spec.training, self._group)
         self._tell_of_batch_statistics()
+        ended = self._ended_before()
+        if ended is not None:
+            return ended
         for epoch in range(after_epoch + 1, self._spec.training.epochs + 1):
             record, reduced = self._epoch(model, epoch)
             self._partial = None
             self._records += (record,)
             self._reporter.send(EpochFinished(record=record))
             self._step_schedule(record)
-            plateau = self._stopper.should_stop(record)
+            self._plateau = self._stopper.should_stop(record)
             if self._stopper.is_best(record):
                 self._best.keep(self._model)
-            ending = ending_after(self._records, self._spec, reduced.control, plateau)
+            ending = ending_after(self._records, self._spec, reduced.control, self._plateau)
             self._maybe_checkpoint(record, reduced, ending)
             if ending is not None:
                 return ending
         return Ending(
             outcome=Outcome.SUCCEEDED, reason=f"all {after_epoch} epochs were done before this attempt"
         )
+
+    def _ended_before(self) -> Ending | None:
+        """Return how an earlier attempt ended that had no time to tell; None when there is more to train."""
+        if not self._records or self._records[-1].epoch >= self._spec.training.epochs:
+            return None
+        return ending_after(self._records, self._spec, Control.CONTINUE, self._plateau)
 
     def _epoch(self, model: PreparedModel, epoch: int) -> tuple[EpochRecord, GlobalEpoch]:
         # The time of an attempt that was interrupted in this epoch counts as if it had been just now.
@@ -269,7 +281,7 @@ class Trainer:
         if scheduler is None or (self._task.scheduler_step == "step") is not (record is None):
             return
         if isinstance(scheduler, ReduceLROnPlateau) and record is not None:
-            scheduler.step(record.validation.loss)
+            scheduler.step(validation_value(record, "loss"))
         else:
             scheduler.step()
 
@@ -285,6 +297,8 @@ class Trainer:
             return
         if ending is not None and ending.restore_best:
             self._best.put_back(self._model)
+            # The checkpoint is as good as the weights that it holds.
+            record = self._records[max(self._stopper.best_epoch, 1) - 1]
         score = score_of(record, self._spec.checkpoints.best)
         self._checkpoint(None, score, last=urgent or ending is not None)
 
@@ -321,7 +335,6 @@ class Trainer:
             model=self._model.state_dict(),
             optimizer=self._task.optimizer.state_dict(),
             scheduler=scheduler.state_dict() if scheduler is not None else None,
-            stopper=self._stopper.state(),
             scaler=scaler.state_dict() if scaler.is_enabled() else None,
             best_model=self._best.state(),
             best=best_of(self._records, best),
