@@ -16,7 +16,7 @@ import warnings
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import Control
@@ -43,45 +43,43 @@ class Ours(Variant):
         self._metrics = {"accuracy": as_sum_metric(Accuracy())}
         self._loss = Loss(nn.CrossEntropyLoss())
         self._layout = EpochLayout(self._metrics, group.world_size)
+        self._buffer = self._layout.empty(group.device)
+        self._totals = Totals(
+            self._loss, tuple(self._metrics.values()), self._layout.sums(self._buffer, "train")
+        )
 
     def train(self, work: Work) -> None:
         """Train and sum."""
-        buffer = self._layout.empty(work.device)
-        totals = self._totals(buffer)
+        self._buffer.zero_()
         for inputs, targets in work.train:
             outputs = work.wrapped(inputs)
             loss = self._loss(outputs, targets)
-            totals.add(loss, outputs, targets)
+            self._totals.add(loss, outputs, targets)
             work.step(loss.sums.sum() * (1 / len(targets)))
-        totals.flush()
-        self._end(buffer)
+        self._end()
 
     @torch.inference_mode()
     def validate(self, work: Work) -> None:
         """Validate and sum."""
-        buffer = self._layout.empty(work.device)
-        totals = self._totals(buffer)
+        self._buffer.zero_()
         for inputs, targets in work.validation:
             outputs = work.model(inputs)
-            totals.add(self._loss(outputs, targets), outputs, targets)
-        totals.flush()
-        self._end(buffer)
+            self._totals.add(self._loss(outputs, targets), outputs, targets)
+        self._end()
 
-    def _totals(self, buffer: Tensor) -> Totals:
-        return Totals(self._loss, tuple(self._metrics.values()), self._layout.sums(buffer, "train"))
-
-    def _end(self, buffer: Tensor) -> None:
+    def _end(self) -> None:
         """Reduce and read the buffer as the loop does."""
+        self._totals.flush()
         notes = LeaderNotes(
             control=Control.CONTINUE,
             checkpoint_allowed=True,
             skipped_steps=0,
-            gradient_norm=torch.zeros((), device=buffer.device),
+            gradient_norm=torch.zeros((), device=self._buffer.device),
         )
         seen = SamplesSeen(samples=1, checksum=1)
-        self._layout.fill(buffer, self._group, notes, {"train": seen, "validation": seen}, 1.0, 0)
-        self._group.all_reduce_sum(buffer)
-        self._layout.read(buffer, {"train": seen, "validation": seen})
+        self._layout.fill(self._buffer, self._group, notes, {"train": seen, "validation": seen}, 1.0, 0)
+        self._group.all_reduce_sum(self._buffer)
+        self._layout.read(self._buffer, {"train": seen, "validation": seen})
 
 
 def measure(work: Work, variants: dict[str, Variant], rounds: int) -> Seconds:

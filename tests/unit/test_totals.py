@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from curvewatch_workers.errors import TaskError
 from curvewatch_workers.losses import BatchLoss, Loss
-from curvewatch_workers.metrics import F1, Accuracy, MeanSquaredError, SumMetric, as_sum_metric
+from curvewatch_workers.metrics import F1, Accuracy, MeanSquaredError, SumMetric, TopKAccuracy, as_sum_metric
 from curvewatch_workers.totals import Totals
 
 METRICS: tuple[SumMetric, ...] = (as_sum_metric(Accuracy()), F1(5))
@@ -69,6 +72,7 @@ def test_what_is_not_finite_is_counted_apart() -> None:
     totals, sums = new(Loss(nn.MSELoss()), ())
     losses = torch.tensor([1.0, math.nan, -1e146, math.inf, 2.0], dtype=torch.float64)
     totals.add(BatchLoss(losses, None), torch.zeros(5), torch.zeros(5))
+    totals.flush()
 
     assert sums.tolist() == [3.0, 5.0, 2.0, 2.0, 3.0, 0.0]
 
@@ -126,3 +130,41 @@ def test_sums_of_large_losses_stay_finite() -> None:
     assert sums.isfinite().all()
     assert sums[Totals.NONFINITE] + sums[Totals.WEIGHT_SUM] == 2001
     assert sums[Totals.NONFINITE] > 0
+
+
+def test_the_same_batches_give_the_same_bits_in_every_pass() -> None:
+    # An epoch that is trained again is compared with the first time.
+    loss = Loss(nn.CrossEntropyLoss())
+    totals, sums = new(loss, (as_sum_metric(Accuracy()),))
+    batches = [(torch.randn(size, 4), torch.randint(0, 4, (size,))) for size in [8] * 100 + [3]]
+    passes = []
+    for _ in range(2):
+        sums.zero_()
+        for outputs, targets in batches:
+            totals.add(loss(outputs, targets), outputs, targets)
+        totals.flush()
+        passes.append(sums.clone())
+
+    assert torch.equal(*passes)
+
+
+def test_a_metric_that_cannot_take_a_shape_says_so_in_that_call() -> None:
+    loss = Loss(nn.CrossEntropyLoss())
+    totals, _ = new(loss, (as_sum_metric(TopKAccuracy(3)),))
+    outputs, targets = torch.randn(8, 4), torch.randint(0, 4, (8,))
+    totals.add(loss(outputs, targets), outputs, targets)
+
+    with pytest.raises(TaskError, match="at least 3 logits"):
+        totals.add(loss(outputs[:, :2], targets.clamp(max=1)), outputs[:, :2], targets)
+
+
+@pytest.mark.parametrize(("width", "alive"), [(8, True), (1 << 17, False)])
+def test_outputs_that_are_part_of_something_large_do_not_keep_it_in_memory(width: int, alive: bool) -> None:
+    totals, _ = new(Loss(nn.CrossEntropyLoss()), ())
+    hidden = np.ones((4, width), dtype=np.float32)
+    memory = weakref.ref(hidden)
+    outputs, targets = torch.from_numpy(hidden)[:, :3], torch.zeros(4, dtype=torch.long)
+    totals.add(BatchLoss(torch.ones(4), None), outputs, targets)
+    del hidden, outputs
+
+    assert (memory() is not None) is alive

@@ -20,6 +20,7 @@ from curvewatch_workers.partial import PartialEpoch
 from curvewatch_workers.totals import Totals
 
 _CONTROLS = tuple(Control)
+_LOSS_AND_WEIGHT = slice(Totals.LOSS_SUM, Totals.WEIGHT_SUM + 1, Totals.WEIGHT_SUM - Totals.LOSS_SUM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,15 +146,10 @@ class EpochLayout:
         mine = (seconds, gpu_memory_peak, answered, validation.samples)
         host[start : start + self._HOST_OF_RANK] = mine
         buffer[: self._host] = torch.tensor(host, dtype=torch.float64).to(buffer.device, non_blocking=True)
-        for number, split in enumerate(SPLITS):
-            sums = self.sums(buffer, split)
-            slot = self._shares_at + self._DEVICE_OF_RANK * group.rank + 2 * number
-            buffer[slot] = sums[Totals.LOSS_SUM]
-            buffer[slot + 1] = sums[Totals.WEIGHT_SUM]
+        shares = buffer[self._shares_at : self._sums_at].view(self._world_size, len(SPLITS), 2)[group.rank]
+        shares.copy_(buffer[self._sums_at :].view(len(SPLITS), self._sums)[:, _LOSS_AND_WEIGHT])
         if partial is not None:
-            slot = self._shares_at + self._DEVICE_OF_RANK * group.rank
-            buffer[slot] += partial.sums[Totals.LOSS_SUM] / group.world_size
-            buffer[slot + 1] += partial.sums[Totals.WEIGHT_SUM] / group.world_size
+            shares[0] += partial.sums[_LOSS_AND_WEIGHT] / group.world_size
             if group.rank == 0:
                 self.sums(buffer, "train").add_(partial.sums)
 

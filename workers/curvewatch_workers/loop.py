@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from curvewatch_workers.batches import IndexCounter, SamplesSeen
@@ -113,6 +112,13 @@ class Trainer:
         self._train_feed = train_feed(train, spec.training, group)
         self._validation_feed = validation_feed(validation, spec.training, group)
         self._layout = EpochLayout(sums, group.world_size)
+        self._buffer = self._layout.empty(group.device)
+        self._totals: dict[Split, Totals] = {
+            split: Totals(
+                self._loss, self._metrics, self._layout.sums(self._buffer, split), self._foreign[split]
+            )
+            for split in SPLITS
+        }
         self._step = OptimizerStep(self._model, task.optimizer, self._forward, group, spec)
         self._lookout = Lookout(notices, group)
         self._records: tuple[EpochRecord, ...] = ()
@@ -198,7 +204,7 @@ class Trainer:
         started_at, clock = self._now() - dt.timedelta(seconds=before), time.perf_counter() - before
         if self._group.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._group.device)
-        buffer = self._layout.empty(self._group.device)
+        self._buffer.zero_()
         # Before the seeding: a sampler draws the same on every rank, dropout does not.
         expected: dict[Split, SamplesSeen] = {
             "train": self._train_feed.expected(epoch),
@@ -207,10 +213,10 @@ class Trainer:
         # A replayed epoch draws the same numbers as the first time; the rest of one draws others than its beginning.
         rest = (self._partial.steps,) if self._partial else ()
         seed_from(self._spec.training.seed, epoch, self._group.rank, *rest)
-        train = self._train_pass(model, epoch, buffer, clock)
+        train = self._train_pass(model, epoch, clock)
         # One model is measured.
         share_buffers(self._model, self._group)
-        validation = self._validation_pass(model, epoch, buffer)
+        validation = self._validation_pass(model, epoch)
         notes = LeaderNotes(
             control=self._reporter.control(),
             checkpoint_allowed=time.monotonic() - self._checkpointed_at
@@ -220,9 +226,9 @@ class Trainer:
         )
         seconds, gpu_memory = self._cost_since(clock)
         seen: dict[Split, SamplesSeen] = {"train": train, "validation": validation}
-        self._layout.fill(buffer, self._group, notes, seen, seconds, gpu_memory, self._partial)
-        self._group.all_reduce_sum(buffer)
-        reduced = self._layout.read(buffer, expected)
+        self._layout.fill(self._buffer, self._group, notes, seen, seconds, gpu_memory, self._partial)
+        self._group.all_reduce_sum(self._buffer)
+        reduced = self._layout.read(self._buffer, expected)
         record = EpochRecord(
             run_id=self._run_id,
             attempt=self._attempt,
@@ -243,10 +249,10 @@ class Trainer:
         )
         return record, reduced
 
-    def _train_pass(self, model: PreparedModel, epoch: int, buffer: Tensor, clock: float) -> SamplesSeen:
+    def _train_pass(self, model: PreparedModel, epoch: int, clock: float) -> SamplesSeen:
         """Train on this rank's share of every global batch that no earlier attempt has trained on."""
         model.wrapped.train()
-        totals, counter = self._totals(buffer, "train"), IndexCounter()
+        totals, counter = self._totals["train"], IndexCounter()
         done, to_boundary = self._partial.steps if self._partial else 0, self._steps_to_boundary(epoch)
         self._step.begin_epoch(self._partial.last_step if self._partial else None)
         self.position = Position(epoch, "train", done)
@@ -258,15 +264,15 @@ class Trainer:
             self._tell_of_notice()
             if must_save:
                 totals.flush()
-                self._checkpoint_within(buffer, counter.seen, time.perf_counter() - clock)
+                self._checkpoint_within(counter.seen, time.perf_counter() - clock)
         totals.flush()
         return counter.seen
 
     @torch.inference_mode()
-    def _validation_pass(self, model: PreparedModel, epoch: int, buffer: Tensor) -> SamplesSeen:
+    def _validation_pass(self, model: PreparedModel, epoch: int) -> SamplesSeen:
         """Measure this rank's shard on the unwrapped model: a DDP forward is a collective, and shards are uneven."""
         model.module.eval()
-        totals, counter = self._totals(buffer, "validation"), IndexCounter()
+        totals, counter = self._totals["validation"], IndexCounter()
         self.position = Position(epoch, "validation", 0)
         for number, batch in enumerate(self._validation_feed.batches(epoch), start=1):
             self._forward(model.validate, batch, totals)
@@ -302,9 +308,9 @@ class Trainer:
         score = score_of(record, self._spec.checkpoints.best)
         self._checkpoint(None, score, last=urgent or ending is not None)
 
-    def _checkpoint_within(self, buffer: Tensor, seen: SamplesSeen, seconds: float) -> None:
+    def _checkpoint_within(self, seen: SamplesSeen, seconds: float) -> None:
         """Take a checkpoint in the middle of the train pass: what it has come to is kept with the weights."""
-        sums, seen = self._layout.reduce_train(buffer, self._group, seen)
+        sums, seen = self._layout.reduce_train(self._buffer, self._group, seen)
         epoch, _, steps = self.position
         if self._partial is not None:
             sums, seen = sums + self._partial.sums, seen + self._partial.seen
@@ -368,9 +374,6 @@ class Trainer:
             return time.perf_counter() - clock, 0
         torch.cuda.synchronize(device)
         return time.perf_counter() - clock, torch.cuda.max_memory_allocated(device)
-
-    def _totals(self, buffer: Tensor, split: Split) -> Totals:
-        return Totals(self._loss, self._metrics, self._layout.sums(buffer, split), self._foreign[split])
 
     def _tell_of_batch_statistics(self) -> None:
         """Say that BatchNorm's statistics depend on the number of workers."""

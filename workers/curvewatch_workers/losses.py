@@ -53,6 +53,7 @@ class Loss:
 
     def __init__(self, loss: object, *, ignores_targets: bool = False) -> None:
         self._loss, self._sum_rows = _unreduced(loss)
+        self._elementwise = isinstance(loss, _ELEMENTWISE)
         self._by_class = isinstance(loss, _BY_CLASS)
         self._class_weights: Tensor | None = getattr(loss, "weight", None) if self._by_class else None
         self._ignore_index: int = getattr(loss, "ignore_index", _DEFAULT_IGNORED)
@@ -77,7 +78,7 @@ class Loss:
         Raises:
             TaskError: The loss does not give what a `LossFunction` must.
         """
-        if isinstance(self._loss, _ELEMENTWISE) and outputs.shape != targets.shape:
+        if self._elementwise and outputs.shape != targets.shape:
             raise TaskError(
                 f"{type(self._loss).__name__} compares outputs of shape {tuple(outputs.shape)} with targets of "
                 f"shape {tuple(targets.shape)}, which torch would stretch to each other; make the shapes equal"
@@ -95,7 +96,11 @@ class Loss:
         """
         if isinstance(returned, tuple):
             return _pair(returned, targets)
-        _require_rows(returned, outputs, targets)
+        if returned.dim() == 1 and returned.size(0) == targets.size(0):
+            if not self._by_class or (targets.dim() == 1 and not self._weighted):
+                return BatchLoss(returned, None)
+        else:
+            _require_rows(returned, outputs, targets)
         return self._of_rows(returned, targets)
 
     def overlooked(self, targets: Tensor) -> Tensor | None:
@@ -110,11 +115,7 @@ class Loss:
     def _of_rows(self, losses: Tensor, targets: Tensor) -> BatchLoss:
         # Losses of classes given as probabilities leave none out, and torch divides them by the batch.
         if not self._by_class or targets.is_floating_point():
-            if losses.dim() == 1:
-                return BatchLoss(losses, None)
             return BatchLoss(_rows(losses).sum(dim=1) if self._sum_rows else _rows(losses).mean(dim=1), None)
-        if targets.dim() == 1 and not self._weighted:
-            return BatchLoss(losses, None)
         kept = targets != self._ignore_index
         if self._class_weights is None:
             weights = kept.to(losses.dtype)
@@ -169,7 +170,7 @@ def _pair(returned: tuple[Tensor, ...], targets: Tensor) -> BatchLoss:
 
 
 def _require_rows(losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
-    if losses.dim() == 0 or len(losses) != len(targets):
+    if losses.dim() == 0 or losses.size(0) != targets.size(0):
         raise TaskError(
             f"the loss must give one value for each sample: for a batch of {len(targets)} it gave shape "
             f"{tuple(losses.shape)}; use a loss of torch.nn, return the losses of the samples unreduced, or return "

@@ -102,6 +102,13 @@ class EpochMeter:
             split: SamplesSeen(samples=size, checksum=0) for split, size in zip(SPLITS, sizes, strict=True)
         }
         self._loss = Loss(_values)
+        self._buffer = self._layout.empty(self._group.device)
+        self._totals: dict[Split, Totals] = {
+            split: Totals(
+                self._loss, self._metrics, self._layout.sums(self._buffer, split), self._foreign[split]
+            )
+            for split in SPLITS
+        }
         self._run.last_epoch = first_epoch - 1
         self._begin()
 
@@ -201,14 +208,8 @@ class EpochMeter:
         self._started_at, self._clock = dt.datetime.now(dt.UTC), time.perf_counter()
         if self._group.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._group.device)
-        self._buffer = self._layout.empty(self._group.device)
+        self._buffer.zero_()
         self._samples: dict[Split, int] = dict.fromkeys(SPLITS, 0)
-        self._totals: dict[Split, Totals] = {
-            split: Totals(
-                self._loss, self._metrics, self._layout.sums(self._buffer, split), self._foreign[split]
-            )
-            for split in SPLITS
-        }
 
     def _batch_loss(
         self, loss: Tensor | tuple[Tensor, Tensor], outputs: Tensor, targets: Tensor

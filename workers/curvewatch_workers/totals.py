@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,17 +14,14 @@ from curvewatch_workers.metrics import SumMetric
 from curvewatch_workers.metrics.foreign import ForeignMetrics
 
 _KEPT_BATCHES = 64
-_KEPT_VALUES = 1 << 16
-"""Numbers of small batches that are kept before they are summed; half a megabyte at most."""
+_KEPT_BYTES = 1 << 19
+"""Small batches that are kept before they are summed, and what their outputs may hold in memory."""
 _LARGEST_WEIGHT = 1e145
 _LARGEST_SQUARE = 1e290
 """From there on a loss counts as infinite: the sum of so many squares would leave the range of a float64."""
 
-
-class _Kept(NamedTuple):
-    loss: BatchLoss
-    outputs: Tensor
-    targets: Tensor
+_Batch = tuple[BatchLoss, Tensor, Tensor]
+"""Loss, outputs, targets."""
 
 
 class Totals:
@@ -56,9 +54,10 @@ class Totals:
         """What was added up; not read here."""
         self._fixed = sums[: self.FIXED]
         self._parts = torch.split(sums[self.FIXED :], [metric.slots for metric in metrics])
-        self._kept: list[_Kept] = []
-        self._kept_values = 0
-        self._checked = False
+        self._kept: list[_Batch] = []
+        self._shape: torch.Size | None = None
+        self._room = 0
+        self._tried: set[torch.Size] = set()
 
     @classmethod
     def slots(cls, metrics: tuple[SumMetric, ...]) -> int:
@@ -76,46 +75,64 @@ class Totals:
         Raises:
             TaskError: A metric cannot work with these shapes.
         """
-        loss = BatchLoss(loss.sums.detach(), loss.weights)
-        if not isinstance(outputs, Tensor) or loss.sums.dim() == 0:
-            self._add(loss, pytree.tree_map_only(Tensor, Tensor.detach, outputs), targets)
+        if not isinstance(outputs, Tensor):
+            outputs = pytree.tree_map_only(Tensor, Tensor.detach, outputs)
+            self._add(_detached(loss), outputs, targets)
             return
-        batch = _Kept(loss, outputs.detach(), targets)
-        values = outputs.numel() + targets.numel()
-        # The first batch at once: a metric that cannot work says so where it was called.
-        if not self._checked or values > _KEPT_VALUES // 2:
-            self._checked = True
-            self._add(*batch)
-            return
-        if self._kept and not _alike(self._kept[0], batch):
-            self.flush()
-        self._kept.append(batch)
-        self._kept_values += values
-        if len(self._kept) == _KEPT_BATCHES or self._kept_values > _KEPT_VALUES:
+        if loss.sums.requires_grad or outputs.requires_grad:
+            loss, outputs = _detached(loss), outputs.detach()
+        if outputs.shape != self._shape:
+            self._make_room(outputs, targets)
+        self._kept.append((loss, outputs, targets))
+        if len(self._kept) >= self._room:
             self.flush()
 
     def flush(self) -> None:
         """Sum what is kept; to be called when the pass ends."""
-        kept, self._kept, self._kept_values = self._kept, [], 0
-        if not kept:
-            return
-        losses, outputs, targets = zip(*kept, strict=True)
-        weights = None if losses[0].weights is None else torch.cat([one.weights for one in losses])
-        joined = BatchLoss(torch.cat([one.sums for one in losses]), weights)
-        self._add(joined, torch.cat(outputs), torch.cat(targets))
+        kept, self._kept, self._shape = self._kept, [], None
+        for _, group in groupby(kept, key=_kind):
+            alike = list(group)
+            if len(alike) == 1:
+                self._add(*alike[0])
+                continue
+            losses, outputs, targets = zip(*alike, strict=True)
+            self._add(_joined(losses), torch.cat(outputs), torch.cat(targets))
+
+    def _make_room(self, outputs: Tensor, targets: Tensor) -> None:
+        """Sum what has another shape, and tell how many batches of this one can be kept."""
+        self.flush()
+        self._shape = outputs.shape
+        # Outputs that are a part of something keep the whole of it in memory.
+        size = outputs.untyped_storage().nbytes() + targets.nbytes
+        self._room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1))
+        if self._shape not in self._tried:
+            self._tried.add(self._shape)
+            self._try(outputs, targets)
 
     @torch.no_grad()
-    def _add(self, loss: BatchLoss, outputs: Tensor, targets: Tensor) -> None:
+    def _try(self, outputs: Tensor, targets: Tensor) -> None:
+        """Let a metric that cannot work with these shapes say so where it was called, not where batches are summed."""
+        for metric, part in zip(self._metrics, self._parts, strict=True):
+            metric.update(torch.zeros_like(part), outputs, targets)
+
+    @torch.no_grad()
+    def _add(self, loss: BatchLoss, outputs: Any, targets: Tensor) -> None:
         sums = loss.sums.double().reshape(-1)
-        weights = torch.ones_like(sums) if loss.weights is None else loss.weights.double().reshape(-1)
-        # A sample of weight 0 has a sum of 0, and no part in any mean.
-        squares = torch.where(weights > 0, sums.square() / weights, sums)
-        finite = (squares < _LARGEST_SQUARE) & (weights < _LARGEST_WEIGHT)  # false for NaN too
-        rows = torch.stack([sums, squares, weights, weights.square()])
-        self._fixed[: self.NONFINITE] += torch.where(finite, rows, 0.0).sum(dim=1)
+        if loss.weights is None:
+            weights, squares = torch.ones_like(sums), sums.square()
+            finite = squares < _LARGEST_SQUARE  # false for NaN too
+            rows = torch.stack([sums, squares, weights, weights, weights])
+        else:
+            weights = loss.weights.double().reshape(-1)
+            # A sample of weight 0 has a sum of 0, and no part in any mean.
+            squares = torch.where(weights > 0, sums.square() / weights, sums)
+            finite = (squares < _LARGEST_SQUARE) & (weights < _LARGEST_WEIGHT)
+            rows = torch.stack([sums, squares, weights, weights.square(), torch.ones_like(sums)])
         # Of a loss that is one number for the batch, all samples share the fate.
-        samples = len(targets) if loss.sums.dim() == 0 else 1
-        self._fixed[self.NONFINITE] += (~finite).sum() * samples
+        samples = len(targets) // max(len(sums), 1)
+        found = torch.where(finite, rows, 0.0).sum(dim=1)
+        self._fixed[: self.NONFINITE] += found[:-1]
+        self._fixed[self.NONFINITE] += (len(sums) - found[-1]) * samples
         overlooked = self._loss.overlooked(targets)
         if overlooked is not None:
             self._fixed[self.OVERLOOKED] += overlooked
@@ -125,11 +142,17 @@ class Totals:
             self._foreign.add(outputs, targets)
 
 
-def _alike(one: _Kept, other: _Kept) -> bool:
-    """Tell whether two batches can be joined."""
-    return (
-        one.outputs.shape[1:] == other.outputs.shape[1:]
-        and one.targets.shape[1:] == other.targets.shape[1:]
-        and one.outputs.dtype == other.outputs.dtype
-        and (one.loss.weights is None) == (other.loss.weights is None)
-    )
+def _detached(loss: BatchLoss) -> BatchLoss:
+    return BatchLoss(loss.sums.detach(), loss.weights)
+
+
+def _kind(batch: _Batch) -> object:
+    """Return what batches must share, beside the outputs' shape, to be joined."""
+    loss, outputs, targets = batch
+    return targets.shape, targets.dtype, outputs.dtype, loss.sums.dim(), loss.weights is None
+
+
+def _joined(losses: tuple[BatchLoss, ...]) -> BatchLoss:
+    join = torch.cat if losses[0].sums.dim() else torch.stack
+    weights = [loss.weights for loss in losses if loss.weights is not None]
+    return BatchLoss(join([loss.sums for loss in losses]), join(weights) if weights else None)
