@@ -120,8 +120,8 @@ def main() -> None:
         **peers(group, classes=10),
     }
     works: dict[str, Work] = {
-        "MLP of 9,610 parameters, batches of 64": mlp(group, steps=100, batch=64),
-        "convnet of 56,714 parameters, batches of 32": convnet(group, steps=8, batch=32),
+        "MLP of 9,610 parameters, 400 batches of 64": mlp(group, steps=400, batch=64),
+        "convnet of 56,714 parameters, 16 batches of 32": convnet(group, steps=16, batch=32),
     }
     measured = {title: measure(work, variants, options.rounds) for title, work in works.items()}
     if group.rank == 0:

@@ -219,7 +219,8 @@ class EpochLayout:
         for name, metric in self._metrics.items():
             reading = metric.read(sums[start : start + metric.slots])
             start += metric.slots
-            metrics |= {full_name(name, suffix): totals for suffix, totals in reading.values.items()}
+            for suffix, totals in reading.values.items():
+                metrics[full_name(name, suffix)] = totals
             if reading.matrix is not None:
                 matrices[name] = reading.matrix
         return SplitRecord(

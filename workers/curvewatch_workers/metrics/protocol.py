@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +30,7 @@ class SampleMetric(Protocol):
         """
 
 
-@dataclass(frozen=True, kw_only=True)
-class MetricReading:
+class MetricReading(NamedTuple):
     """What a metric's global sums come to."""
 
     values: Mapping[str, MetricTotals]
