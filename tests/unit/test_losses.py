@@ -231,3 +231,21 @@ def test_no_loss_reads_a_value() -> None:
         loss.to(torch.device("meta"))
         made: BatchLoss = loss(outputs, targets, torch.ones(8, device="meta"))
         assert made.sums.shape == (8,)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_class_weights_are_looked_up_by_labels_of_small_types_too(dtype: torch.dtype) -> None:
+    outputs, targets = data()
+    module = nn.CrossEntropyLoss(weight=WEIGHTS.double())
+
+    found, _ = mean(Loss(module), outputs, targets.to(dtype))
+
+    assert found == pytest.approx(float(module(outputs, targets)), rel=1e-12)
+
+
+def test_a_small_unsigned_label_is_not_taken_for_the_ignored_one() -> None:
+    """156 is what -100 becomes in uint8."""
+    overlooked = Loss(nn.CrossEntropyLoss()).overlooked(torch.arange(200, dtype=torch.uint8))
+
+    assert overlooked is not None
+    assert not overlooked

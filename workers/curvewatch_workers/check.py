@@ -27,7 +27,7 @@ from curvewatch_workers.feeds import MapTrainFeed, TrainFeed, ValidationFeed, tr
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.inspection import labels_outside, shared_samples
 from curvewatch_workers.layout import EpochLayout, metric_names
-from curvewatch_workers.losses import Loss
+from curvewatch_workers.losses import Loss, ignored_target
 from curvewatch_workers.metrics.foreign import split_metrics
 from curvewatch_workers.model import batch_statistics, place, wrap
 from curvewatch_workers.probe import require_smallest_share
@@ -118,7 +118,7 @@ class _Checker:
         spec, group = self._spec, self._group
         seed_from(spec.training.seed, 0, 0)
         task = load_task(spec)
-        sums, foreign = split_metrics(task.metrics)
+        sums, foreign = split_metrics(task.metrics, ignored_target(task.loss))
         names = (*metric_names(sums), *foreign)
         make_stopper(spec, names)
         require_ranking(spec.checkpoints.best, names)

@@ -55,7 +55,7 @@ class Loss:
         self._loss, self._sum_rows = _unreduced(loss)
         self._by_class = isinstance(loss, _BY_CLASS)
         self._class_weights: Tensor | None = getattr(loss, "weight", None) if self._by_class else None
-        self._ignore_index: int = getattr(loss, "ignore_index", _DEFAULT_IGNORED)
+        self._ignore_index = ignored_target(loss)
         explicit = self._by_class and self._ignore_index != _DEFAULT_IGNORED
         self._weighted = ignores_targets or explicit or self._class_weights is not None
 
@@ -105,7 +105,7 @@ class Loss:
         """
         if not self._by_class or self._weighted or targets.dim() != 1 or targets.is_floating_point():
             return None
-        return (targets == self._ignore_index).sum()
+        return (targets.long() == self._ignore_index).sum()
 
     def _of_rows(self, losses: Tensor, targets: Tensor) -> BatchLoss:
         # Losses of classes given as probabilities leave none out, and torch divides them by the batch.
@@ -115,12 +115,20 @@ class Loss:
             return BatchLoss(_rows(losses).sum(dim=1) if self._sum_rows else _rows(losses).mean(dim=1), None)
         if targets.dim() == 1 and not self._weighted:
             return BatchLoss(losses, None)
+        # Of small types, an index would be a mask, and -100 is another number.
+        targets = targets.long()
         kept = targets != self._ignore_index
         if self._class_weights is None:
             weights = kept.to(losses.dtype)
         else:
             weights = torch.where(kept, self._class_weights[torch.where(kept, targets, 0)], 0.0)
         return BatchLoss(_rows(losses).sum(dim=1), _rows(weights).sum(dim=1))
+
+
+def ignored_target(loss: object) -> int:
+    """Return the target that a loss leaves out, torch's default where it names none."""
+    ignored = getattr(loss, "ignore_index", None)
+    return ignored if isinstance(ignored, int) else _DEFAULT_IGNORED
 
 
 def _unreduced(loss: object) -> tuple[LossFunction, bool]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curvewatch_workers.contract import MetricTotals, SplitRecord
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.metrics.labels import IGNORED_CLASS, ClassMetric
 from curvewatch_workers.metrics.protocol import Metric, SumMetric, as_sum_metric
 
 
@@ -84,12 +85,17 @@ class ForeignMetrics:
 
 
 def split_metrics(
-    metrics: Mapping[str, AnyMetric],
+    metrics: Mapping[str, AnyMetric], ignored: int = IGNORED_CLASS
 ) -> tuple[dict[str, SumMetric], dict[str, ForeignMetric]]:
-    """Return the metrics that are sums and those that are not, by name."""
+    """Return the metrics that are sums and those that are not, by name.
+
+    Args:
+        metrics: What the user gave.
+        ignored: Target that the loss ignores; so do the metrics that were not told another.
+    """
     foreign = {name: metric for name, metric in metrics.items() if isinstance(metric, ForeignMetric)}
     sums = {
-        name: as_sum_metric(metric)
+        name: as_sum_metric(metric.following(ignored) if isinstance(metric, ClassMetric) else metric)
         for name, metric in metrics.items()
         if not isinstance(metric, ForeignMetric)
     }

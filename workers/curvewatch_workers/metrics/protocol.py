@@ -15,8 +15,6 @@ from curvewatch_workers.contract import MetricTotals
 from curvewatch_workers.errors import TaskError
 
 Sums = npt.NDArray[np.float64]
-IGNORED_CLASS = -100
-"""Target that no classification metric counts, as in torch's losses."""
 LARGEST_VALUE = 1e290
 """From there on a value counts as infinite: the sum of so many would leave the range of a float64."""
 
