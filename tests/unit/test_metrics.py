@@ -169,6 +169,32 @@ def test_one_column_may_come_without_its_dimension() -> None:
     assert number(read(R2(), outputs, targets, 2, 2)) == pytest.approx(sk.r2_score(targets, outputs))
 
 
+def test_a_column_that_varies_by_rounding_alone_has_no_part() -> None:
+    """0.1 has no exact square: the sums of a constant column leave a spread that is rounding."""
+    generator = torch.Generator().manual_seed(5)
+    for constant in (0.1, 1e8 + 0.3, -3.7e-5):
+        targets = torch.full((3610, 2), constant, dtype=torch.float64)
+        targets[:, 1] = torch.randn(3610, generator=generator, dtype=torch.float64)
+        outputs = targets + torch.randn(3610, 2, generator=generator, dtype=torch.float64)
+        for batch_size in (1, 7, 3610):
+            (totals,) = read(R2(2), outputs, targets, 3, batch_size).values.values()
+            assert totals.count == 1
+            assert totals.value == pytest.approx(sk.r2_score(targets[:, 1], outputs[:, 1]), rel=1e-11)
+            (nothing,) = read(R2(1), outputs[:, 0], targets[:, 0], 3, batch_size).values.values()
+            assert nothing == MetricTotals(total=0.0, count=0)
+
+
+def test_a_spread_far_below_the_mean_counts() -> None:
+    """A thousandth of a thousandth of the mean, over as many samples as leave it some digits."""
+    generator = torch.Generator().manual_seed(6)
+    targets = 1e6 + torch.randn(1000, generator=generator, dtype=torch.float64)
+    outputs = targets + 0.5 * torch.randn(1000, generator=generator, dtype=torch.float64)
+
+    assert number(read(R2(), outputs, targets, 3, 32)) == pytest.approx(
+        sk.r2_score(targets, outputs), rel=1e-3
+    )
+
+
 @pytest.mark.parametrize(
     "metric",
     [Accuracy(), TopKAccuracy(2), ConfusionMatrix(5), F1(5), Perplexity(), CalibrationError()],
