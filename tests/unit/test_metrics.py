@@ -244,7 +244,7 @@ def batch_mean(outputs: Tensor, targets: Tensor) -> Tensor:
         (MeanAbsoluteError(), torch.zeros(5, 1), torch.zeros(5), r"\(5, 1\).*\(5,\)"),
         (R2(), torch.zeros(5, 1), torch.zeros(5), r"\(5, 1\).*\(5,\)"),
         (R2(2), torch.zeros(5, 3), torch.zeros(5, 3), r"R2\(columns=2\) got targets of shape \(5, 3\)"),
-        (Accuracy(), torch.zeros(8, 1), torch.zeros(8, 1), r"Accuracy.*\(8,\).*\(8, 1\)"),
+        (Accuracy(), torch.zeros(8, 3), torch.zeros(8, 1), r"Accuracy.*\(8, 3\).*\(8, 1\)"),
         (TopKAccuracy(4), torch.zeros(8, 3), torch.zeros(8), "needs at least 4 logits"),
         (F1(4), torch.zeros(8, 3), torch.zeros(8), r"F1\(classes=4\) takes 4 logits"),
         (

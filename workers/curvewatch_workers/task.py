@@ -19,6 +19,7 @@ from curvewatch_workers.errors import TaskError, UserCodeError
 from curvewatch_workers.losses import Loss, LossFunction
 from curvewatch_workers.metrics import SumMetric
 from curvewatch_workers.metrics.foreign import AnyMetric
+from curvewatch_workers.metrics.labels import ClassMetric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,7 @@ def check_task(task: object, target: str) -> None:
     Loss(task.loss)
     _check_optimizer(task)
     _check_metrics(task.metrics)
+    _check_logits(task)
 
 
 def _check_optimizer(task: TrainingTask) -> None:
@@ -164,6 +166,17 @@ def _check_optimizer(task: TrainingTask) -> None:
         raise TaskError(
             "ReduceLROnPlateau needs the validation loss, which is known once an epoch; use scheduler_step='epoch'"
         )
+
+
+def _check_logits(task: TrainingTask) -> None:
+    if not isinstance(task.loss, nn.BCELoss):
+        return
+    for name, metric in task.metrics.items():
+        if isinstance(metric, ClassMetric):
+            raise TaskError(
+                f"metric {name!r} takes logits, but BCELoss takes probabilities; leave the sigmoid out of the model "
+                "and use BCEWithLogitsLoss, or give the metric as a function"
+            )
 
 
 def _check_metrics(metrics: object) -> None:

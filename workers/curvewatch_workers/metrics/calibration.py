@@ -39,18 +39,18 @@ class CalibrationError(ClassMetric):
 
     def update(self, sums: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add logits [batch, classes, ...] with their classes [batch, ...]."""
-        labels = self._labels(outputs, targets)
-        confidence, predicted = outputs.float().softmax(dim=1).max(dim=1)
+        logits, true, kept = self._classified(outputs, targets)
+        confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
         # NaN logits have no confidence.
-        kept = (labels.kept & confidence.isfinite()).flatten()
-        confidence = torch.where(kept, confidence.flatten(), 0.0)
-        right = kept & (predicted == labels.true).flatten()
+        counted = (kept & confidence.isfinite()).flatten()
+        confidence = torch.where(counted, confidence.flatten(), 0.0)
+        right = counted & (predicted == true).flatten()
         number = ((confidence * self._bins).ceil().long() - 1).clamp(0, self._bins - 1)
         where = torch.cat([number, number + self._bins, number + 2 * self._bins])
         sums.index_put_(
-            (where,), torch.cat([kept.double(), confidence.double(), right.double()]), accumulate=True
+            (where,), torch.cat([counted.double(), confidence.double(), right.double()]), accumulate=True
         )
-        sums[-1] += (labels.kept & (labels.true == outputs.shape[1])).sum()
+        sums[-1] += (kept & (true == logits.shape[1])).sum()
 
     def read(self, sums: Sums) -> MetricReading:
         """Return the error.

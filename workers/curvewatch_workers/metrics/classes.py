@@ -24,18 +24,21 @@ class _Counts(ClassMetric):
     def __init__(self, classes: int, ignore_index: int | None) -> None:
         super().__init__(ignore_index)
         if classes < 2:
-            raise TaskError(f"{type(self).__name__} needs the number of classes, at least 2; got {classes}")
+            raise TaskError(
+                f"{type(self).__name__} needs the number of classes, at least 2; got {classes} (a model of one logit "
+                "has 2 classes)"
+            )
         self._classes = classes
 
     def _predictions(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return predicted classes, which targets count, and true classes, flat."""
-        if outputs.dim() < 2 or outputs.shape[1] != self._classes:
+        logits, true, kept = self._classified(outputs, targets)
+        if logits.shape[1] != self._classes:
             raise TaskError(
                 f"{type(self).__name__}(classes={self._classes}) takes {self._classes} logits in dimension 1, got "
                 f"outputs of shape {tuple(outputs.shape)}; give it the number of classes that the model has"
             )
-        true, kept = self._labels(outputs, targets)
-        return outputs.argmax(dim=1).flatten(), kept.flatten(), true.flatten()
+        return logits.argmax(dim=1).flatten(), kept.flatten(), true.flatten()
 
 
 class ConfusionMatrix(_Counts):

@@ -14,7 +14,6 @@ from curvewatch_workers.metrics.protocol import (
     LARGEST_VALUE,
     MetricReading,
     Sums,
-    require_same_shape,
     single,
 )
 
@@ -22,17 +21,22 @@ IGNORED_CLASS = -100
 """Target that no classification metric counts, as in torch's losses."""
 
 
-class Labels(NamedTuple):
-    """Targets as classes, shape [batch, ...]."""
+class Classified(NamedTuple):
+    """A batch as logits of two classes or more, and its targets as classes."""
 
+    logits: Tensor
+    """Shape [batch, classes, ...]."""
     true: Tensor
-    """int64, from 0 to the number of classes, which stands for a label that is no class."""
+    """int64 [batch, ...], from 0 to the number of classes, which stands for a label that is no class."""
     kept: Tensor
-    """Whether the target counts: it is not the ignored one."""
+    """Whether the target counts, shape [batch, ...]: it is not the ignored one."""
 
 
 class ClassMetric:
     """A metric that compares logits [batch, classes, ...] with labels [batch, ...] of any number type.
+
+    A model of two classes may have one logit, [batch] or [batch, 1, ...], as BCEWithLogitsLoss takes it: above 0 is
+    class 1, and its sigmoid is the probability of that.
 
     Labels that are no class are counted, and told when the epoch's sums are read: in the loop no value is read.
 
@@ -52,23 +56,25 @@ class ClassMetric:
         following._ignore_index = ignored
         return following
 
-    def _labels(self, logits: Tensor, targets: Tensor) -> Labels:
-        """Read the targets.
+    def _classified(self, outputs: Tensor, targets: Tensor) -> Classified:
+        """Read a batch.
 
         Raises:
             TaskError: There is not one target for each row of logits.
         """
-        if logits.dim() < 2:
+        logits, targets = _at_least_two(outputs, targets)
+        if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != targets.shape:
             raise TaskError(
-                f"{type(self).__name__} takes logits [batch, classes, ...], got outputs of shape {tuple(logits.shape)}"
+                f"{type(self).__name__} takes logits [batch, classes, ...] with targets [batch, ...], or one logit "
+                f"for each target, [batch] or [batch, 1, ...]; got outputs of shape {tuple(outputs.shape)} and targets "
+                f"of shape {tuple(targets.shape)}"
             )
-        name = f"{type(self).__name__}, which takes the highest of the logits of dimension 1,"
-        require_same_shape(name, logits.select(1, 0), targets)
         classes = logits.shape[1]
         # Of small types, arithmetic overflows and -100 is another number.
         labels = targets.long()
         nearest = labels.clamp(0, classes - 1)
-        return Labels(torch.where(nearest == targets, nearest, classes), labels != self._ignore_index)
+        true = torch.where(nearest == targets, nearest, classes)
+        return Classified(logits, true, labels != self._ignore_index)
 
     def _require_classes(self, outside: float, classes: int | None = None) -> None:
         """Refuse labels that are no class.
@@ -98,10 +104,10 @@ class ClassMean(ClassMetric):
 
     def update(self, sums: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add logits [batch, classes, ...] with their classes [batch, ...]."""
-        true, kept = self._labels(outputs, targets)
-        values = self._values(outputs, true).double()
+        logits, true, kept = self._classified(outputs, targets)
+        values = self._values(logits, true).double()
         counted = kept & (values.abs() < LARGEST_VALUE)  # false for NaN too
-        outside = kept & (true == outputs.shape[1])
+        outside = kept & (true == logits.shape[1])
         rows = torch.stack([torch.where(counted, values, 0.0), counted.double(), outside.double()])
         sums += rows.flatten(1).sum(dim=1)
 
@@ -117,3 +123,13 @@ class ClassMean(ClassMetric):
     def _values(self, logits: Tensor, true: Tensor) -> Tensor:
         """Return the value of each label; what it gives for one that is no class is not reported."""
         raise NotImplementedError
+
+
+def _at_least_two(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one logit of class 1 as the two logits that say the same, 0 and itself; others as they are."""
+    single_logit = outputs.unsqueeze(1) if outputs.dim() == 1 else outputs
+    if single_logit.dim() < 2 or single_logit.shape[1] != 1:
+        return outputs, targets
+    if targets.dim() == single_logit.dim() and targets.shape[1] == 1:
+        targets = targets.squeeze(1)
+    return torch.cat([torch.zeros_like(single_logit), single_logit], dim=1), targets
