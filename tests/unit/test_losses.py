@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -175,6 +176,7 @@ def test_a_users_loss_may_give_sum_and_weight(function: Callable[..., tuple[Tens
         (lambda o, _t: (o[:4].sum(1), o[:4].sum(1)), "for a batch of 8"),
         (lambda o, _t: o.mean(), "one value for each sample"),
         (lambda o, t: o - t.unsqueeze(0), "stretched"),
+        (lambda o, t: (o - t, torch.ones_like(o - t)), "stretched"),
         (nn.MSELoss(), "would stretch"),
     ],
 )
@@ -214,6 +216,19 @@ def test_targets_that_are_ignored_unannounced_are_counted() -> None:
     assert Loss(nn.CrossEntropyLoss(), ignores_targets=True).overlooked(targets) is None
     assert Loss(nn.CrossEntropyLoss(ignore_index=7)).overlooked(targets) is None
     assert Loss(nn.MSELoss()).overlooked(targets) is None
+
+
+def test_a_users_loss_may_take_a_structure_of_outputs() -> None:
+    def likelihood(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+        return functional.gaussian_nll_loss(outputs["mean"], targets, outputs["variance"], reduction="none")
+
+    loss = Loss(likelihood)
+    outputs: Any = {"mean": torch.zeros(4), "variance": torch.ones(4)}
+
+    assert loss(outputs, torch.ones(4)).sums.tolist() == [0.5] * 4
+    stretched: Any = {"mean": torch.zeros(4, 1)}
+    with pytest.raises(TaskError, match=r"gave 16 values for outputs of shape \(4, 1\) and targets"):
+        Loss(lambda outputs, targets: outputs["mean"] - targets)(stretched, torch.ones(4))
 
 
 def test_half_precision_outputs_are_widened_and_double_ones_kept() -> None:

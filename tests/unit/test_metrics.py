@@ -21,6 +21,7 @@ from curvewatch_workers.metrics import (
     CalibrationError,
     ConfusionMatrix,
     MeanAbsoluteError,
+    MeanOfSamples,
     MeanSquaredError,
     Metric,
     Perplexity,
@@ -238,6 +239,10 @@ def batch_mean(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(1) == targets).float().mean()
 
 
+def stretched(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).abs()
+
+
 @pytest.mark.parametrize(
     ("metric", "outputs", "targets", "message"),
     [
@@ -252,6 +257,12 @@ def batch_mean(outputs: Tensor, targets: Tensor) -> Tensor:
             torch.zeros(8, 3),
             torch.zeros(8),
             "metric batch_mean must give one value for each sample",
+        ),
+        (
+            stretched,
+            torch.zeros(8, 1),
+            torch.zeros(8),
+            r"metric stretched gave 64 values for outputs of shape \(8, 1\) and targets of shape \(8,\)",
         ),
     ],
 )
@@ -275,6 +286,22 @@ def test_shapes_that_do_not_fit_are_refused(
 def test_settings_that_make_no_sense_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         make()
+
+
+def test_a_metric_of_a_structure_of_outputs_may_give_as_many_values_as_there_are() -> None:
+    def error(outputs: Any, targets: Tensor) -> Tensor:
+        means: Tensor = outputs["mean"]
+        return (means - targets).abs()
+
+    metric = MeanOfSamples(error)
+    sums = torch.zeros(2, dtype=torch.float64)
+    outputs: Any = {"mean": torch.ones(4), "variance": torch.ones(4)}
+
+    metric.update(sums, outputs, torch.zeros(4))
+
+    assert sums.tolist() == [4.0, 4.0]
+    with pytest.raises(TaskError, match="metric error gave 16 values"):
+        metric.update(sums, {"mean": torch.ones(4, 1), "variance": torch.ones(4, 1)}, torch.zeros(4))  # type: ignore[arg-type]
 
 
 EVERY: Mapping[str, tuple[Metric, Tensor, Tensor]] = {

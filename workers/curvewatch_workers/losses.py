@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.shapes import require_unstretched
 
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -94,7 +95,7 @@ class Loss:
             TaskError: That is not what a `LossFunction` must return.
         """
         if isinstance(returned, tuple):
-            return _pair(returned, targets)
+            return _pair(returned, outputs, targets)
         _require_rows(returned, outputs, targets)
         return self._of_rows(returned, targets)
 
@@ -158,7 +159,7 @@ def _rows(values: Tensor) -> Tensor:
     return values.flatten(start_dim=1) if values.dim() > 1 else values.unsqueeze(1)
 
 
-def _pair(returned: tuple[Tensor, ...], targets: Tensor) -> BatchLoss:
+def _pair(returned: tuple[Tensor, ...], outputs: object, targets: Tensor) -> BatchLoss:
     """Check and take what a loss returned as (sums, weights)."""
     shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in returned]
     if (
@@ -170,24 +171,21 @@ def _pair(returned: tuple[Tensor, ...], targets: Tensor) -> BatchLoss:
             f"a loss that returns a tuple must return (sum, weight), as scalars or both of shape [batch, ...]; "
             f"for a batch of {len(targets)} it returned {shapes}"
         )
+    require_unstretched("the loss", returned[0], outputs, targets)
     sums, weights = returned[0], returned[1].detach()
     if sums.dim() == 0:
         return BatchLoss(sums, weights)
     return BatchLoss(_rows(sums).sum(dim=1), _rows(weights).sum(dim=1))
 
 
-def _require_rows(losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
+def _require_rows(losses: Tensor, outputs: object, targets: Tensor) -> None:
     if losses.dim() == 0 or len(losses) != len(targets):
         raise TaskError(
             f"the loss must give one value for each sample: for a batch of {len(targets)} it gave shape "
             f"{tuple(losses.shape)}; use a loss of torch.nn, return the losses of the samples unreduced, or return "
             "(sum, weight)"
         )
-    if losses.numel() > max(outputs.numel(), targets.numel()):
-        raise TaskError(
-            f"the loss gave {losses.numel()} values for outputs of shape {tuple(outputs.shape)} and targets of "
-            f"shape {tuple(targets.shape)}, which torch stretched to each other; make the shapes equal"
-        )
+    require_unstretched("the loss", losses, outputs, targets)
 
 
 def _weigh(loss: BatchLoss, sample_weights: Tensor) -> BatchLoss:
