@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.losses import ignored_target
 from curvewatch_workers.metrics import (
     F1,
@@ -20,7 +21,6 @@ from curvewatch_workers.metrics import (
     TopKAccuracy,
     as_sum_metric,
 )
-from curvewatch_workers.metrics.foreign import split_metrics
 from curvewatch_workers.metrics.protocol import MetricReading
 from curvewatch_workers.testing import train_alone
 from engine_support import datasets, make_spec, make_task

@@ -10,7 +10,10 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from curvewatch_workers.errors import TaskError, UserCodeError
+from curvewatch_workers.meter import EpochMeter
+from curvewatch_workers.metrics import F1, Accuracy, MeanAbsoluteError
 from curvewatch_workers.task import check_task, load_task
+from curvewatch_workers.testing import train_alone
 from engine_support import make_spec, make_task
 
 USERS_FILE = """
@@ -101,6 +104,27 @@ def test_what_the_users_code_raises_keeps_its_traceback_without_our_frames(
 def test_tasks_that_cannot_be_trained_exactly_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         check_task(make_task(**changes), "toy:build")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"loss": MeanAbsoluteError()}, "named 'loss'.*another name"),
+        ({"f1": F1(3, average=None), "f1_0": Accuracy()}, "two metrics give a number named 'f1_0'.*rename"),
+        ({"accuracy": Accuracy}, r"'accuracy' is the class Accuracy.*write Accuracy\(...\)"),
+        ({"accuracy": 3}, "'accuracy' must be a metric.*got int"),
+        ([Accuracy()], "must be a dict of metrics by name, got list"),
+        (nn.ModuleDict({"one": nn.Identity()}), r"got ModuleDict; write dict\(collection.items\(\)\)"),
+    ],
+)
+def test_metrics_that_would_not_be_told_apart_are_refused(metrics: Any, message: str) -> None:
+    for take in (
+        lambda: check_task(make_task(metrics=metrics), "toy:build"),
+        lambda: EpochMeter(train_samples=1, validation_samples=1, metrics=metrics),
+        lambda: train_alone(make_spec(), make_task(metrics=metrics)),
+    ):
+        with pytest.raises(TaskError, match=message):
+            take()
 
 
 def test_a_task_that_is_right_passes() -> None:

@@ -25,10 +25,10 @@ from curvewatch_workers.decisions import make_stopper
 from curvewatch_workers.errors import TaskError, UserCodeError, user_traceback
 from curvewatch_workers.feeds import MapTrainFeed, TrainFeed, ValidationFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
+from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.inspection import labels_outside, shared_samples
 from curvewatch_workers.layout import EpochLayout, metric_names
 from curvewatch_workers.losses import Loss, ignored_target
-from curvewatch_workers.metrics.foreign import split_metrics
 from curvewatch_workers.model import batch_statistics, place, wrap
 from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.ranking import require_ranking

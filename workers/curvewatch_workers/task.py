@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from curvewatch_workers.contract import JobSpec
 from curvewatch_workers.errors import TaskError, UserCodeError
-from curvewatch_workers.losses import Loss, LossFunction
-from curvewatch_workers.metrics import SumMetric
+from curvewatch_workers.given_metrics import split_metrics
+from curvewatch_workers.losses import Loss, LossFunction, ignored_target
 from curvewatch_workers.metrics.foreign import AnyMetric
 from curvewatch_workers.metrics.labels import ClassMetric
 
@@ -141,7 +141,7 @@ def check_task(task: object, target: str) -> None:
         )
     Loss(task.loss)
     _check_optimizer(task)
-    _check_metrics(task.metrics)
+    split_metrics(task.metrics, ignored_target(task.loss))
     _check_logits(task)
 
 
@@ -176,20 +176,4 @@ def _check_logits(task: TrainingTask) -> None:
             raise TaskError(
                 f"metric {name!r} takes logits, but BCELoss takes probabilities; leave the sigmoid out of the model "
                 "and use BCEWithLogitsLoss, or give the metric as a function"
-            )
-
-
-def _check_metrics(metrics: object) -> None:
-    if not isinstance(metrics, Mapping):
-        raise TaskError(
-            f"TrainingTask.metrics must be a dict of metrics by name, got {type(metrics).__name__}; "
-            'write {"accuracy": Accuracy()}'
-        )
-    for name, metric in metrics.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise TaskError(f"metric name {name!r} must be letters, digits and `_`, as in 'top_5'")
-        if isinstance(metric, type) or not (callable(metric) or isinstance(metric, SumMetric)):
-            raise TaskError(
-                f"metric {name!r} must be a metric, or a callable that gives one value for each sample, got "
-                f"{metric!r}; write Accuracy(), not Accuracy"
             )
