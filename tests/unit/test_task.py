@@ -147,3 +147,43 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
     model = nn.Linear(4, 3).requires_grad_(False)
     with pytest.raises(TaskError, match="nothing to train"):
         check_task(make_task(model=model, optimizer=torch.optim.SGD(model.parameters())), "toy:build")
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        closure()
+
+
+@pytest.mark.parametrize("make", [torch.optim.LBFGS, NeedsClosure])
+def test_optimizers_that_call_the_loss_themselves_are_refused(make: Any) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = make(model.parameters(), lr=0.1)
+
+    with pytest.raises(TaskError, match=rf"{make.__name__} needs a closure.*SGD"):
+        check_task(make_task(model=model, optimizer=optimizer), "toy:build")
+
+
+def test_a_plateau_of_what_should_rise_is_refused() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ReduceLROnPlateau(optimizer, mode="max")
+
+    with pytest.raises(TaskError, match=r"mode='max'.*validation loss.*mode='min'"):
+        check_task(make_task(model=model, optimizer=optimizer, scheduler=scheduler), "toy:build")
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_rates_may_be_tensors_and_differ_by_group(scheduled: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    groups = [
+        {"params": model[0].parameters(), "lr": torch.tensor(0.25)},
+        {"params": model[2].parameters(), "lr": torch.tensor(0.5)},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    scheduler = StepLR(optimizer, 1, gamma=0.5) if scheduled else None
+    task = make_task(model=model, optimizer=optimizer, scheduler=scheduler)
+    check_task(task, "toy:build")
+
+    records = train_alone(make_spec(), task)
+
+    assert [record.learning_rate for record in records] == ([0.25, 0.125] if scheduled else [0.25, 0.25])

@@ -156,12 +156,23 @@ def _check_optimizer(task: TrainingTask) -> None:
             "TrainingTask.optimizer holds parameters that are not the model's; "
             "make it from model.parameters() of the same model"
         )
+    closure = inspect.signature(type(task.optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TaskError(
+            f"{type(task.optimizer).__name__} needs a closure that computes the loss again, which no global batch has; "
+            "use an optimizer that takes one gradient a step, such as SGD or AdamW"
+        )
     if task.scheduler_step not in ("epoch", "step"):
         raise TaskError(f"TrainingTask.scheduler_step must be 'epoch' or 'step', got {task.scheduler_step!r}")
     if task.scheduler is None:
         return
     if getattr(task.scheduler, "optimizer", task.optimizer) is not task.optimizer:
         raise TaskError("TrainingTask.scheduler moves another optimizer; make it from TrainingTask.optimizer")
+    if isinstance(task.scheduler, ReduceLROnPlateau) and task.scheduler.mode != "min":
+        raise TaskError(
+            f"ReduceLROnPlateau(mode={task.scheduler.mode!r}) would lower the rate while the validation loss falls, "
+            "which is what it is given; use mode='min'"
+        )
     if isinstance(task.scheduler, ReduceLROnPlateau) and task.scheduler_step == "step":
         raise TaskError(
             "ReduceLROnPlateau needs the validation loss, which is known once an epoch; use scheduler_step='epoch'"
