@@ -9,9 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.losses import BatchLoss, Loss
+from curvewatch_workers.meter import EpochMeter
+from curvewatch_workers.testing import train_alone
+from engine_support import datasets, make_spec, make_task
 
 WEIGHTS = torch.tensor([0.1, 3.0, 1.0, 0.5, 2.0])
 
@@ -264,3 +268,43 @@ def test_a_small_unsigned_label_is_not_taken_for_the_ignored_one() -> None:
 
     assert overlooked is not None
     assert not overlooked
+
+
+@pytest.mark.parametrize("weights", [-torch.ones(50), torch.ones(50).index_fill(0, torch.tensor([7]), -0.5)])
+def test_negative_sample_weights_end_the_run_with_a_sentence(weights: Tensor) -> None:
+    task = make_task()
+    inputs, targets = datasets(task)[0].tensors
+    weighted = make_task(train=TensorDataset(inputs, targets, weights))
+
+    with pytest.raises(TaskError, match=r"weights of the train split.*negative.*0 or more"):
+        train_alone(make_spec(), weighted)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda losses: (losses.sum(), torch.tensor(-3)),
+        lambda losses: (losses, torch.tensor([5.0, -1.0, 5.0])),
+    ],
+)
+def test_negative_weights_of_a_meter_are_told(pair: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    meter = EpochMeter(train_samples=3, validation_samples=3)
+    meter.update("train", torch.tensor(1.0), torch.zeros(3), torch.zeros(3))
+    meter.update("validation", pair(torch.ones(3)), torch.zeros(3), torch.zeros(3))
+
+    with pytest.raises(TaskError, match=r"weights of the validation split.*negative"):
+        meter.end_epoch(learning_rate=0.1)
+
+
+def test_whole_weights_stay_whole() -> None:
+    weight = torch.tensor(2**24 + 1)
+
+    made = Loss(lambda outputs, _targets: (outputs.sum(), weight))(torch.ones(3), torch.ones(3))
+
+    assert made.weights is not None
+    assert int(made.weights) == 2**24 + 1
+
+
+def test_negative_class_weights_are_refused_at_the_start() -> None:
+    with pytest.raises(TaskError, match=r"class weights of CrossEntropyLoss.*negative"):
+        Loss(nn.CrossEntropyLoss(weight=torch.tensor([1.0, -1.0])))

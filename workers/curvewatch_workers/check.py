@@ -28,7 +28,7 @@ from curvewatch_workers.forward import Forward
 from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.inspection import labels_outside, shared_samples
 from curvewatch_workers.layout import EpochLayout, metric_names
-from curvewatch_workers.losses import Loss, ignored_target
+from curvewatch_workers.losses import Loss, ignored_target, require_weights
 from curvewatch_workers.model import batch_statistics, place, wrap
 from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.ranking import require_ranking
@@ -240,6 +240,7 @@ class _Checker:
             )
 
     def _judge_loss(self, split: Split, totals: Totals) -> None:
+        require_weights(split, totals.sums[Totals.WEIGHT_SUM])
         spoilt = int(totals.sums[Totals.NONFINITE])
         if spoilt:
             self.find("error", f"the loss of {spoilt} {split} samples is NaN or infinite at the start")

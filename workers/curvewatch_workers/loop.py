@@ -33,7 +33,7 @@ from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.group import Group
 from curvewatch_workers.keeping import Progress
 from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
-from curvewatch_workers.losses import Loss, ignored_target
+from curvewatch_workers.losses import Loss, ignored_target, require_weights
 from curvewatch_workers.metrics.foreign import ForeignMetrics
 from curvewatch_workers.model import PreparedModel, batch_statistics, place, share_buffers, wrap
 from curvewatch_workers.partial import PartialEpoch
@@ -223,6 +223,8 @@ class Trainer:
         seen: dict[Split, SamplesSeen] = {"train": train, "validation": validation}
         self._layout.fill(buffer, self._group, notes, seen, seconds, gpu_memory, self._partial)
         self._group.all_reduce_sum(buffer)
+        for split in SPLITS:
+            require_weights(split, self._layout.sums(buffer, split)[Totals.WEIGHT_SUM])
         reduced = self._layout.read(buffer, expected)
         record = EpochRecord(
             run_id=self._run_id,

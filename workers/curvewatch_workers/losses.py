@@ -7,6 +7,7 @@ weights, over all ranks: the mean that torch computes over one batch, taken over
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -37,7 +38,8 @@ class BatchLoss(NamedTuple):
     sums: Tensor
     """Weighted loss of each sample, shape [batch], with its gradient; or of the whole batch, shape []."""
     weights: Tensor | None
-    """Their weights, the same shape; None where each sample weighs 1, which needs no look at the data."""
+    """Their weights, the same shape; None where each sample weighs 1, which needs no look at the data. A negative one
+    is written as minus infinity, which no other weight can hide in a sum: `require_weights` finds it there."""
 
 
 class Loss:
@@ -56,6 +58,11 @@ class Loss:
         self._loss, self._sum_rows = _unreduced(loss)
         self._by_class = isinstance(loss, _BY_CLASS)
         self._class_weights: Tensor | None = getattr(loss, "weight", None) if self._by_class else None
+        if self._class_weights is not None and bool((self._class_weights < 0).any()):
+            raise TaskError(
+                f"class weights of {type(loss).__name__} are negative, but a weighted mean needs weights of 0 or more; "
+                f"got {self._class_weights.tolist()}"
+            )
         self._ignore_index = ignored_target(loss)
         explicit = self._by_class and self._ignore_index != _DEFAULT_IGNORED
         self._weighted = ignores_targets or explicit or self._class_weights is not None
@@ -174,8 +181,8 @@ def _pair(returned: tuple[Tensor, ...], outputs: object, targets: Tensor) -> Bat
     require_unstretched("the loss", returned[0], outputs, targets)
     sums, weights = returned[0], returned[1].detach()
     if sums.dim() == 0:
-        return BatchLoss(sums, weights)
-    return BatchLoss(_rows(sums).sum(dim=1), _rows(weights).sum(dim=1))
+        return BatchLoss(sums, _marked(weights, weights))
+    return BatchLoss(_rows(sums).sum(dim=1), _rows(_marked(weights, weights)).sum(dim=1))
 
 
 def _require_rows(losses: Tensor, outputs: object, targets: Tensor) -> None:
@@ -196,4 +203,28 @@ def _weigh(loss: BatchLoss, sample_weights: Tensor) -> BatchLoss:
         )
     sample_weights = sample_weights.to(loss.sums.dtype)
     weights = sample_weights if loss.weights is None else loss.weights * sample_weights
-    return BatchLoss(loss.sums * sample_weights, weights)
+    return BatchLoss(loss.sums * sample_weights, _marked(weights, sample_weights))
+
+
+def _marked(weights: Tensor, given: Tensor) -> Tensor:
+    """Return weights that are minus infinity where what was given is negative."""
+    if not weights.is_floating_point():
+        weights = weights.double()
+    return torch.where(given < 0, -math.inf, weights)
+
+
+def require_weights(split: str, weight_sum: Tensor) -> None:
+    """Check at the end of an epoch that no weight was negative; waits for the device.
+
+    Args:
+        split: The split.
+        weight_sum: Its sum of weights over all ranks, a scalar.
+
+    Raises:
+        TaskError: One was; on every rank.
+    """
+    if float(weight_sum) < 0:
+        raise TaskError(
+            f"weights of the {split} split are negative: a weighted mean needs weights of 0 or more; put the sign into "
+            "the loss, or leave such samples out"
+        )

@@ -22,7 +22,7 @@ from curvewatch_workers.errors import TaskError
 from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.group import Group, group_of_process
 from curvewatch_workers.layout import EpochLayout, LeaderNotes
-from curvewatch_workers.losses import BatchLoss, Loss
+from curvewatch_workers.losses import BatchLoss, Loss, require_weights
 from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics
 from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.totals import Totals
@@ -156,6 +156,9 @@ class EpochMeter:
 
         Returns:
             The epoch, the same on each rank.
+
+        Raises:
+            TaskError: A weight was negative, a label no class, or a metric gives no number.
         """
         for totals in self._totals.values():
             totals.flush()
@@ -171,6 +174,8 @@ class EpochMeter:
         seconds = time.perf_counter() - self._clock
         self._layout.fill(self._buffer, self._group, notes, seen, seconds, _peak_memory(self._group.device))
         self._group.all_reduce_sum(self._buffer)
+        for split in SPLITS:
+            require_weights(split, self._layout.sums(self._buffer, split)[Totals.WEIGHT_SUM])
         reduced = self._layout.read(self._buffer, self._expected)
         splits = {split: self._foreign[split].added_to(getattr(reduced, split)) for split in SPLITS}
         record = EpochRecord(
