@@ -99,6 +99,9 @@ def test_what_the_users_code_raises_keeps_its_traceback_without_our_frames(
         ({"optimizer": "sgd", "model": nn.Linear(4, 3)}, "must be a torch optimizer, got str"),
         ({"metrics": {"top 5": None}}, "metric name 'top 5'"),
         ({"loss": "mse"}, "must be callable, got str"),
+        ({"loss": None}, r"TrainingTask.loss is None.*nn.CrossEntropyLoss\(\)"),
+        ({"loss": [nn.MSELoss(), nn.L1Loss()]}, "must be callable, got list.*adds them up"),
+        ({"loss": nn.MSELoss}, r"TrainingTask.loss is the class MSELoss.*write MSELoss\(...\)"),
     ],
 )
 def test_tasks_that_cannot_be_trained_exactly_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -141,8 +141,17 @@ def ignored_target(loss: object) -> int:
 
 def _unreduced(loss: object) -> tuple[LossFunction, bool]:
     """Return the loss without its reduction over the batch, and whether a sample's values add up."""
+    if loss is None:
+        raise TaskError("TrainingTask.loss is None; give one, such as nn.CrossEntropyLoss()")
+    if isinstance(loss, type):
+        raise TaskError(
+            f"TrainingTask.loss is the class {loss.__name__}, not a loss; write {loss.__name__}(...)"
+        )
     if not callable(loss):
-        raise TaskError(f"TrainingTask.loss must be callable, got {type(loss).__name__}")
+        raise TaskError(
+            f"TrainingTask.loss must be callable, got {type(loss).__name__}; of several losses give a function "
+            "(outputs, targets) that adds them up, one value for each sample"
+        )
     if isinstance(loss, nn.CTCLoss):
         raise TaskError(
             "CTCLoss needs lengths beside outputs and targets; wrap it in a function (outputs, targets) that "
