@@ -98,6 +98,24 @@ def test_the_confidence_of_one_logit_is_that_of_two(
 
 
 @pytest.mark.parametrize(
+    "metric",
+    [Accuracy(), TopKAccuracy(1), ConfusionMatrix(2), F1(2), CalibrationError(), Perplexity()],
+    ids=lambda one: type(one).__name__,
+)
+def test_one_logit_is_not_read_and_compiles_as_one_graph(metric: Metric) -> None:
+    sums = as_sum_metric(metric)
+    outputs, targets = data()
+    compiled = torch.compile(sums.update, fullgraph=True, backend="eager")
+    one, other = (torch.zeros(sums.slots, dtype=torch.float64) for _ in range(2))
+
+    sums.update(one.to("meta"), outputs.unsqueeze(1).to("meta"), targets.to("meta"))
+    compiled(one, outputs.unsqueeze(1), targets)
+    sums.update(other, outputs.unsqueeze(1), targets)
+
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
     ("outputs", "targets"),
     [((8, 3), (8, 3)), ((8,), (8, 3)), ((8, 1), (8, 3)), ((8, 3), (8, 1)), ((), (8,))],
 )

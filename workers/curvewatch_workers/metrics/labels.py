@@ -10,12 +10,7 @@ from torch import Tensor
 
 from curvewatch_workers.contract import MetricTotals
 from curvewatch_workers.errors import TaskError
-from curvewatch_workers.metrics.protocol import (
-    LARGEST_VALUE,
-    MetricReading,
-    Sums,
-    single,
-)
+from curvewatch_workers.metrics.protocol import LARGEST_VALUE, MetricReading, Sums, single
 
 IGNORED_CLASS = -100
 """Target that no classification metric counts, as in torch's losses."""
@@ -87,12 +82,10 @@ class ClassMetric:
             TaskError: There are some.
         """
         if outside:
-            range_ = (
-                "from 0 and below the number of logits" if classes is None else f"from 0 to {classes - 1}"
-            )
+            known = "from 0 and below the number of logits" if classes is None else f"from 0 to {classes - 1}"
             raise TaskError(
                 f"{type(self).__name__} got {int(outside)} labels that are no class: labels are whole numbers "
-                f"{range_}; count them from 0, give model and metric more classes, or name the label that does not "
+                f"{known}; count them from 0, give model and metric more classes, or name the label that does not "
                 "count (ignore_index)"
             )
 
