@@ -141,6 +141,12 @@ def test_the_facts_of_a_good_job(tmp_path: Path) -> None:
         ),
         ("return task(model=nn.Linear(5, 3))", "", "error", "raised RuntimeError: mat1 and mat2"),
         ("return task(validation=data(2, 2))", "", "warning", "2 validation samples leave some of 3 workers"),
+        (
+            "return task(train=TensorDataset(*data(50, 1).tensors, -torch.ones(50)))",
+            "",
+            "error",
+            "weights of the train split are negative",
+        ),
         ("return task()", ", sync_batchnorm: true", "error", "it needs GPUs"),
     ],
 )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import TensorDataset
 
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.losses import BatchLoss, Loss
+from curvewatch_workers.meter import EpochMeter
+from curvewatch_workers.testing import train_alone
+from engine_support import datasets, make_spec, make_task
 
 WEIGHTS = torch.tensor([0.1, 3.0, 1.0, 0.5, 2.0])
 
@@ -175,6 +180,7 @@ def test_a_users_loss_may_give_sum_and_weight(function: Callable[..., tuple[Tens
         (lambda o, _t: (o[:4].sum(1), o[:4].sum(1)), "for a batch of 8"),
         (lambda o, _t: o.mean(), "one value for each sample"),
         (lambda o, t: o - t.unsqueeze(0), "stretched"),
+        (lambda o, t: (o - t, torch.ones_like(o - t)), "stretched"),
         (nn.MSELoss(), "would stretch"),
     ],
 )
@@ -216,6 +222,19 @@ def test_targets_that_are_ignored_unannounced_are_counted() -> None:
     assert Loss(nn.MSELoss()).overlooked(targets) is None
 
 
+def test_a_users_loss_may_take_a_structure_of_outputs() -> None:
+    def likelihood(outputs: dict[str, Tensor], targets: Tensor) -> Tensor:
+        return functional.gaussian_nll_loss(outputs["mean"], targets, outputs["variance"], reduction="none")
+
+    loss = Loss(likelihood)
+    outputs: Any = {"mean": torch.zeros(4), "variance": torch.ones(4)}
+
+    assert loss(outputs, torch.ones(4)).sums.tolist() == [0.5] * 4
+    stretched: Any = {"mean": torch.zeros(4, 1)}
+    with pytest.raises(TaskError, match=r"gave 16 values for outputs of shape \(4, 1\) and targets"):
+        Loss(lambda outputs, targets: outputs["mean"] - targets)(stretched, torch.ones(4))
+
+
 def test_half_precision_outputs_are_widened_and_double_ones_kept() -> None:
     loss = Loss(lambda outputs, _targets: outputs)
 
@@ -231,3 +250,61 @@ def test_no_loss_reads_a_value() -> None:
         loss.to(torch.device("meta"))
         made: BatchLoss = loss(outputs, targets, torch.ones(8, device="meta"))
         assert made.sums.shape == (8,)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_class_weights_are_looked_up_by_labels_of_small_types_too(dtype: torch.dtype) -> None:
+    outputs, targets = data()
+    module = nn.CrossEntropyLoss(weight=WEIGHTS.double())
+
+    found, _ = mean(Loss(module), outputs, targets.to(dtype))
+
+    assert found == pytest.approx(float(module(outputs, targets)), rel=1e-12)
+
+
+def test_a_small_unsigned_label_is_not_taken_for_the_ignored_one() -> None:
+    """156 is what -100 becomes in uint8."""
+    overlooked = Loss(nn.CrossEntropyLoss()).overlooked(torch.arange(200, dtype=torch.uint8))
+
+    assert overlooked is not None
+    assert not overlooked
+
+
+@pytest.mark.parametrize("weights", [-torch.ones(50), torch.ones(50).index_fill(0, torch.tensor([7]), -0.5)])
+def test_negative_sample_weights_end_the_run_with_a_sentence(weights: Tensor) -> None:
+    task = make_task()
+    inputs, targets = datasets(task)[0].tensors
+    weighted = make_task(train=TensorDataset(inputs, targets, weights))
+
+    with pytest.raises(TaskError, match=r"weights of the train split.*negative.*0 or more"):
+        train_alone(make_spec(), weighted)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        lambda losses: (losses.sum(), torch.tensor(-3)),
+        lambda losses: (losses, torch.tensor([5.0, -1.0, 5.0])),
+    ],
+)
+def test_negative_weights_of_a_meter_are_told(pair: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    meter = EpochMeter(train_samples=3, validation_samples=3)
+    meter.update("train", torch.tensor(1.0), torch.zeros(3), torch.zeros(3))
+    meter.update("validation", pair(torch.ones(3)), torch.zeros(3), torch.zeros(3))
+
+    with pytest.raises(TaskError, match=r"weights of the validation split.*negative"):
+        meter.end_epoch(learning_rate=0.1)
+
+
+def test_whole_weights_stay_whole() -> None:
+    weight = torch.tensor(2**24 + 1)
+
+    made = Loss(lambda outputs, _targets: (outputs.sum(), weight))(torch.ones(3), torch.ones(3))
+
+    assert made.weights is not None
+    assert int(made.weights) == 2**24 + 1
+
+
+def test_negative_class_weights_are_refused_at_the_start() -> None:
+    with pytest.raises(TaskError, match=r"class weights of CrossEntropyLoss.*negative"):
+        Loss(nn.CrossEntropyLoss(weight=torch.tensor([1.0, -1.0])))

@@ -21,6 +21,7 @@ from curvewatch_workers.metrics import (
     CalibrationError,
     ConfusionMatrix,
     MeanAbsoluteError,
+    MeanOfSamples,
     MeanSquaredError,
     Metric,
     Perplexity,
@@ -169,6 +170,32 @@ def test_one_column_may_come_without_its_dimension() -> None:
     assert number(read(R2(), outputs, targets, 2, 2)) == pytest.approx(sk.r2_score(targets, outputs))
 
 
+def test_a_column_that_varies_by_rounding_alone_has_no_part() -> None:
+    """0.1 has no exact square: the sums of a constant column leave a spread that is rounding."""
+    generator = torch.Generator().manual_seed(5)
+    for constant in (0.1, 1e8 + 0.3, -3.7e-5):
+        targets = torch.full((3610, 2), constant, dtype=torch.float64)
+        targets[:, 1] = torch.randn(3610, generator=generator, dtype=torch.float64)
+        outputs = targets + torch.randn(3610, 2, generator=generator, dtype=torch.float64)
+        for batch_size in (1, 7, 3610):
+            (totals,) = read(R2(2), outputs, targets, 3, batch_size).values.values()
+            assert totals.count == 1
+            assert totals.value == pytest.approx(sk.r2_score(targets[:, 1], outputs[:, 1]), rel=1e-11)
+            (nothing,) = read(R2(1), outputs[:, 0], targets[:, 0], 3, batch_size).values.values()
+            assert nothing == MetricTotals(total=0.0, count=0)
+
+
+def test_a_spread_far_below_the_mean_counts() -> None:
+    """A thousandth of a thousandth of the mean, over as many samples as leave it some digits."""
+    generator = torch.Generator().manual_seed(6)
+    targets = 1e6 + torch.randn(1000, generator=generator, dtype=torch.float64)
+    outputs = targets + 0.5 * torch.randn(1000, generator=generator, dtype=torch.float64)
+
+    assert number(read(R2(), outputs, targets, 3, 32)) == pytest.approx(
+        sk.r2_score(targets, outputs), rel=1e-3
+    )
+
+
 @pytest.mark.parametrize(
     "metric",
     [Accuracy(), TopKAccuracy(2), ConfusionMatrix(5), F1(5), Perplexity(), CalibrationError()],
@@ -212,13 +239,17 @@ def batch_mean(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.argmax(1) == targets).float().mean()
 
 
+def stretched(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets).abs()
+
+
 @pytest.mark.parametrize(
     ("metric", "outputs", "targets", "message"),
     [
         (MeanAbsoluteError(), torch.zeros(5, 1), torch.zeros(5), r"\(5, 1\).*\(5,\)"),
         (R2(), torch.zeros(5, 1), torch.zeros(5), r"\(5, 1\).*\(5,\)"),
         (R2(2), torch.zeros(5, 3), torch.zeros(5, 3), r"R2\(columns=2\) got targets of shape \(5, 3\)"),
-        (Accuracy(), torch.zeros(8, 1), torch.zeros(8, 1), r"Accuracy.*\(8,\).*\(8, 1\)"),
+        (Accuracy(), torch.zeros(8, 3), torch.zeros(8, 1), r"Accuracy.*\(8, 3\).*\(8, 1\)"),
         (TopKAccuracy(4), torch.zeros(8, 3), torch.zeros(8), "needs at least 4 logits"),
         (F1(4), torch.zeros(8, 3), torch.zeros(8), r"F1\(classes=4\) takes 4 logits"),
         (
@@ -226,6 +257,12 @@ def batch_mean(outputs: Tensor, targets: Tensor) -> Tensor:
             torch.zeros(8, 3),
             torch.zeros(8),
             "metric batch_mean must give one value for each sample",
+        ),
+        (
+            stretched,
+            torch.zeros(8, 1),
+            torch.zeros(8),
+            r"metric stretched gave 64 values for outputs of shape \(8, 1\) and targets of shape \(8,\)",
         ),
     ],
 )
@@ -249,6 +286,22 @@ def test_shapes_that_do_not_fit_are_refused(
 def test_settings_that_make_no_sense_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         make()
+
+
+def test_a_metric_of_a_structure_of_outputs_may_give_as_many_values_as_there_are() -> None:
+    def error(outputs: Any, targets: Tensor) -> Tensor:
+        means: Tensor = outputs["mean"]
+        return (means - targets).abs()
+
+    metric = MeanOfSamples(error)
+    sums = torch.zeros(2, dtype=torch.float64)
+    outputs: Any = {"mean": torch.ones(4), "variance": torch.ones(4)}
+
+    metric.update(sums, outputs, torch.zeros(4))
+
+    assert sums.tolist() == [4.0, 4.0]
+    with pytest.raises(TaskError, match="metric error gave 16 values"):
+        metric.update(sums, {"mean": torch.ones(4, 1), "variance": torch.ones(4, 1)}, torch.zeros(4))  # type: ignore[arg-type]
 
 
 EVERY: Mapping[str, tuple[Metric, Tensor, Tensor]] = {

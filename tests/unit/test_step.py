@@ -120,6 +120,33 @@ def test_clipping_scales_the_gradient_to_the_norm() -> None:
         assert torch.allclose(clipped[name], value * (0.01 / norm), rtol=1e-3, atol=1e-8)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_parameters_that_the_optimizer_leaves_alone_have_no_part_in_the_norm(
+    precision: str, weighted: bool
+) -> None:
+    """A part of the model that is kept as it is, though it requires a gradient, and has a large one."""
+
+    def trained(*, kept_requires_grad: bool) -> tuple[dict[str, Tensor], list[EpochRecord]]:
+        model = make_task().model
+        kept, moved = model.get_submodule("0"), model.get_submodule("2")
+        kept.requires_grad_(kept_requires_grad)
+        with torch.no_grad():
+            moved.get_parameter("weight").mul_(100.0)
+        optimizer = torch.optim.SGD(moved.parameters(), lr=1.0)
+        loss = nn.CrossEntropyLoss(weight=WEIGHTS if weighted else None)
+        task = make_task(model=model, loss=loss, optimizer=optimizer)
+        spec = make_spec(epochs=1, global_batch_size=50, precision=precision, gradient_clip_norm=0.1)
+        records = train_alone(spec, task)
+        return dict(model.state_dict()), records
+
+    (frozen, expected), (left, found) = trained(kept_requires_grad=False), trained(kept_requires_grad=True)
+
+    assert found[0].gradient_norm == pytest.approx(expected[0].gradient_norm, rel=1e-6)
+    for name, value in frozen.items():
+        assert torch.allclose(left[name], value, rtol=1e-6)
+
+
 def broken(task: TrainingTask) -> TrainingTask:
     inputs, _ = datasets(task)[0].tensors
     inputs[7, 0] = math.nan

@@ -10,7 +10,10 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from curvewatch_workers.errors import TaskError, UserCodeError
+from curvewatch_workers.meter import EpochMeter
+from curvewatch_workers.metrics import F1, Accuracy, MeanAbsoluteError
 from curvewatch_workers.task import check_task, load_task
+from curvewatch_workers.testing import train_alone
 from engine_support import make_spec, make_task
 
 USERS_FILE = """
@@ -96,11 +99,35 @@ def test_what_the_users_code_raises_keeps_its_traceback_without_our_frames(
         ({"optimizer": "sgd", "model": nn.Linear(4, 3)}, "must be a torch optimizer, got str"),
         ({"metrics": {"top 5": None}}, "metric name 'top 5'"),
         ({"loss": "mse"}, "must be callable, got str"),
+        ({"loss": None}, r"TrainingTask.loss is None.*nn.CrossEntropyLoss\(\)"),
+        ({"loss": [nn.MSELoss(), nn.L1Loss()]}, "must be callable, got list.*adds them up"),
+        ({"loss": nn.MSELoss}, r"TrainingTask.loss is the class MSELoss.*write MSELoss\(...\)"),
     ],
 )
 def test_tasks_that_cannot_be_trained_exactly_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(TaskError, match=message):
         check_task(make_task(**changes), "toy:build")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"loss": MeanAbsoluteError()}, "named 'loss'.*another name"),
+        ({"f1": F1(3, average=None), "f1_0": Accuracy()}, "two metrics give a number named 'f1_0'.*rename"),
+        ({"accuracy": Accuracy}, r"'accuracy' is the class Accuracy.*write Accuracy\(...\)"),
+        ({"accuracy": 3}, "'accuracy' must be a metric.*got int"),
+        ([Accuracy()], "must be a dict of metrics by name, got list"),
+        (nn.ModuleDict({"one": nn.Identity()}), r"got ModuleDict; write dict\(collection.items\(\)\)"),
+    ],
+)
+def test_metrics_that_would_not_be_told_apart_are_refused(metrics: Any, message: str) -> None:
+    for take in (
+        lambda: check_task(make_task(metrics=metrics), "toy:build"),
+        lambda: EpochMeter(train_samples=1, validation_samples=1, metrics=metrics),
+        lambda: train_alone(make_spec(), make_task(metrics=metrics)),
+    ):
+        with pytest.raises(TaskError, match=message):
+            take()
 
 
 def test_a_task_that_is_right_passes() -> None:
@@ -123,3 +150,43 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
     model = nn.Linear(4, 3).requires_grad_(False)
     with pytest.raises(TaskError, match="nothing to train"):
         check_task(make_task(model=model, optimizer=torch.optim.SGD(model.parameters())), "toy:build")
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        closure()
+
+
+@pytest.mark.parametrize("make", [torch.optim.LBFGS, NeedsClosure])
+def test_optimizers_that_call_the_loss_themselves_are_refused(make: Any) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = make(model.parameters(), lr=0.1)
+
+    with pytest.raises(TaskError, match=rf"{make.__name__} needs a closure.*SGD"):
+        check_task(make_task(model=model, optimizer=optimizer), "toy:build")
+
+
+def test_a_plateau_of_what_should_rise_is_refused() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = ReduceLROnPlateau(optimizer, mode="max")
+
+    with pytest.raises(TaskError, match=r"mode='max'.*validation loss.*mode='min'"):
+        check_task(make_task(model=model, optimizer=optimizer, scheduler=scheduler), "toy:build")
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_rates_may_be_tensors_and_differ_by_group(scheduled: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+    groups = [
+        {"params": model[0].parameters(), "lr": torch.tensor(0.25)},
+        {"params": model[2].parameters(), "lr": torch.tensor(0.5)},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    scheduler = StepLR(optimizer, 1, gamma=0.5) if scheduled else None
+    task = make_task(model=model, optimizer=optimizer, scheduler=scheduler)
+    check_task(task, "toy:build")
+
+    records = train_alone(make_spec(), task)
+
+    assert [record.learning_rate for record in records] == ([0.25, 0.125] if scheduled else [0.25, 0.25])

@@ -25,10 +25,10 @@ from curvewatch_workers.decisions import make_stopper
 from curvewatch_workers.errors import TaskError, UserCodeError, user_traceback
 from curvewatch_workers.feeds import MapTrainFeed, TrainFeed, ValidationFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
+from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.inspection import labels_outside, shared_samples
 from curvewatch_workers.layout import EpochLayout, metric_names
-from curvewatch_workers.losses import Loss
-from curvewatch_workers.metrics.foreign import split_metrics
+from curvewatch_workers.losses import Loss, ignored_target, require_weights
 from curvewatch_workers.model import batch_statistics, place, wrap
 from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.ranking import require_ranking
@@ -118,7 +118,7 @@ class _Checker:
         spec, group = self._spec, self._group
         seed_from(spec.training.seed, 0, 0)
         task = load_task(spec)
-        sums, foreign = split_metrics(task.metrics)
+        sums, foreign = split_metrics(task.metrics, ignored_target(task.loss))
         names = (*metric_names(sums), *foreign)
         make_stopper(spec, names)
         require_ranking(spec.checkpoints.best, names)
@@ -240,6 +240,7 @@ class _Checker:
             )
 
     def _judge_loss(self, split: Split, totals: Totals) -> None:
+        require_weights(split, float(totals.sums[Totals.WEIGHT_SUM]))
         spoilt = int(totals.sums[Totals.NONFINITE])
         if spoilt:
             self.find("error", f"the loss of {spoilt} {split} samples is NaN or infinite at the start")

@@ -14,6 +14,7 @@ from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import SPLITS, Control, MetricTotals, RankShare, Split, SplitRecord
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
 from curvewatch_workers.group import Group
+from curvewatch_workers.losses import require_weights
 from curvewatch_workers.metrics import SumMetric
 from curvewatch_workers.metrics.protocol import Sums
 from curvewatch_workers.partial import PartialEpoch
@@ -178,7 +179,8 @@ class EpochLayout:
             expected: What each split must add up to.
 
         Raises:
-            TaskError: The loss left out targets, so that it is no mean over all samples.
+            TaskError: The loss left out targets, so that it is no mean over all samples; a weight was negative; or
+                labels were no class of a metric.
         """
         values: Sums = buffer.cpu().numpy()
         host, sums_at = values[: self._host], (self._sums_at, self._sums_at + self._sums)
@@ -186,6 +188,7 @@ class EpochLayout:
         shares = values[self._shares_at : self._sums_at].reshape(self._world_size, 2, 2)
         splits = [
             self._read_split(
+                split,
                 values[start : start + self._sums],
                 SamplesSeen(samples=int(host[at]), checksum=int(host[at + 1])),
                 expected[split],
@@ -206,13 +209,14 @@ class EpochLayout:
         )
 
     def _read_split(
-        self, sums: Sums, seen: SamplesSeen, expected: SamplesSeen, ranks: tuple[RankShare, ...]
+        self, split: Split, sums: Sums, seen: SamplesSeen, expected: SamplesSeen, ranks: tuple[RankShare, ...]
     ) -> SplitRecord:
         if sums[Totals.OVERLOOKED]:
             raise TaskError(
                 f"the loss ignores {int(sums[Totals.OVERLOOKED])} targets (its ignore_index), so its mean is no mean "
                 "over samples; set TrainingTask.ignores_targets=True, or leave those samples out of the dataset"
             )
+        require_weights(split, sums[Totals.WEIGHT_SUM])
         metrics: dict[str, MetricTotals] = {}
         matrices: dict[str, tuple[tuple[int, ...], ...]] = {}
         start = Totals.FIXED

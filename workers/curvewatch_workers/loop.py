@@ -28,11 +28,12 @@ from curvewatch_workers.contract import (
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
+from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.group import Group
 from curvewatch_workers.keeping import Progress
 from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
-from curvewatch_workers.losses import Loss
-from curvewatch_workers.metrics.foreign import ForeignMetrics, split_metrics
+from curvewatch_workers.losses import Loss, ignored_target
+from curvewatch_workers.metrics.foreign import ForeignMetrics
 from curvewatch_workers.model import PreparedModel, batch_statistics, place, share_buffers, wrap
 from curvewatch_workers.partial import PartialEpoch
 from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
@@ -94,10 +95,10 @@ class Trainer:
     ) -> None:
         self._run_id, self._attempt, self._spec, self._task = run_id, attempt, spec, task
         self._group, self._checkpoints, self._reporter, self._now = group, checkpoints, reporter, now
-        sums, foreign = split_metrics(task.metrics)
+        sums, foreign = split_metrics(task.metrics, ignored_target(task.loss))
         self._metrics = tuple(sums.values())
         self._foreign: dict[Split, ForeignMetrics] = {
-            split: ForeignMetrics(foreign, group.device) for split in SPLITS
+            split: ForeignMetrics(foreign, group.device, split) for split in SPLITS
         }
         names = (*metric_names(sums), *foreign)
         self._stopper = make_stopper(spec, names)

@@ -7,12 +7,14 @@ weights, over all ranks: the mean that torch computes over one batch, taken over
 from __future__ import annotations
 
 import copy
+import math
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.shapes import require_unstretched
 
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -36,7 +38,8 @@ class BatchLoss(NamedTuple):
     sums: Tensor
     """Weighted loss of each sample, shape [batch], with its gradient; or of the whole batch, shape []."""
     weights: Tensor | None
-    """Their weights, the same shape; None where each sample weighs 1, which needs no look at the data."""
+    """Their weights, the same shape; None where each sample weighs 1, which needs no look at the data. A negative one
+    is written as minus infinity, which no other weight can hide in a sum: `require_weights` finds it there."""
 
 
 class Loss:
@@ -56,7 +59,12 @@ class Loss:
         self._elementwise = isinstance(loss, _ELEMENTWISE)
         self._by_class = isinstance(loss, _BY_CLASS)
         self._class_weights: Tensor | None = getattr(loss, "weight", None) if self._by_class else None
-        self._ignore_index: int = getattr(loss, "ignore_index", _DEFAULT_IGNORED)
+        if self._class_weights is not None and bool((self._class_weights < 0).any()):
+            raise TaskError(
+                f"class weights of {type(loss).__name__} are negative, but a weighted mean needs weights of 0 or more; "
+                f"got {self._class_weights.tolist()}"
+            )
+        self._ignore_index = ignored_target(loss)
         explicit = self._by_class and self._ignore_index != _DEFAULT_IGNORED
         self._weighted = ignores_targets or explicit or self._class_weights is not None
 
@@ -95,7 +103,7 @@ class Loss:
             TaskError: That is not what a `LossFunction` must return.
         """
         if isinstance(returned, tuple):
-            return _pair(returned, targets)
+            return _pair(returned, outputs, targets)
         if returned.dim() == 1 and returned.size(0) == targets.size(0):
             if not self._by_class or (targets.dim() == 1 and not self._weighted):
                 return BatchLoss(returned, None)
@@ -110,12 +118,14 @@ class Loss:
         """
         if not self._by_class or self._weighted or targets.dim() != 1 or targets.is_floating_point():
             return None
-        return (targets == self._ignore_index).sum()
+        return (targets.long() == self._ignore_index).sum()
 
     def _of_rows(self, losses: Tensor, targets: Tensor) -> BatchLoss:
         # Losses of classes given as probabilities leave none out, and torch divides them by the batch.
         if not self._by_class or targets.is_floating_point():
             return BatchLoss(_rows(losses).sum(dim=1) if self._sum_rows else _rows(losses).mean(dim=1), None)
+        # Of small types, an index would be a mask, and -100 is another number.
+        targets = targets.long()
         kept = targets != self._ignore_index
         if self._class_weights is None:
             weights = kept.to(losses.dtype)
@@ -124,10 +134,25 @@ class Loss:
         return BatchLoss(_rows(losses).sum(dim=1), _rows(weights).sum(dim=1))
 
 
+def ignored_target(loss: object) -> int:
+    """Return the target that a loss leaves out, torch's default where it names none."""
+    ignored = getattr(loss, "ignore_index", None)
+    return ignored if isinstance(ignored, int) else _DEFAULT_IGNORED
+
+
 def _unreduced(loss: object) -> tuple[LossFunction, bool]:
     """Return the loss without its reduction over the batch, and whether a sample's values add up."""
+    if loss is None:
+        raise TaskError("TrainingTask.loss is None; give one, such as nn.CrossEntropyLoss()")
+    if isinstance(loss, type):
+        raise TaskError(
+            f"TrainingTask.loss is the class {loss.__name__}, not a loss; write {loss.__name__}(...)"
+        )
     if not callable(loss):
-        raise TaskError(f"TrainingTask.loss must be callable, got {type(loss).__name__}")
+        raise TaskError(
+            f"TrainingTask.loss must be callable, got {type(loss).__name__}; of several losses give a function "
+            "(outputs, targets) that adds them up, one value for each sample"
+        )
     if isinstance(loss, nn.CTCLoss):
         raise TaskError(
             "CTCLoss needs lengths beside outputs and targets; wrap it in a function (outputs, targets) that "
@@ -151,7 +176,7 @@ def _rows(values: Tensor) -> Tensor:
     return values.flatten(start_dim=1) if values.dim() > 1 else values.unsqueeze(1)
 
 
-def _pair(returned: tuple[Tensor, ...], targets: Tensor) -> BatchLoss:
+def _pair(returned: tuple[Tensor, ...], outputs: object, targets: Tensor) -> BatchLoss:
     """Check and take what a loss returned as (sums, weights)."""
     shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in returned]
     if (
@@ -163,24 +188,21 @@ def _pair(returned: tuple[Tensor, ...], targets: Tensor) -> BatchLoss:
             f"a loss that returns a tuple must return (sum, weight), as scalars or both of shape [batch, ...]; "
             f"for a batch of {len(targets)} it returned {shapes}"
         )
+    require_unstretched("the loss", returned[0], outputs, targets)
     sums, weights = returned[0], returned[1].detach()
     if sums.dim() == 0:
-        return BatchLoss(sums, weights)
-    return BatchLoss(_rows(sums).sum(dim=1), _rows(weights).sum(dim=1))
+        return BatchLoss(sums, _marked(weights, weights))
+    return BatchLoss(_rows(sums).sum(dim=1), _rows(_marked(weights, weights)).sum(dim=1))
 
 
-def _require_rows(losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
+def _require_rows(losses: Tensor, outputs: object, targets: Tensor) -> None:
     if losses.dim() == 0 or losses.size(0) != targets.size(0):
         raise TaskError(
             f"the loss must give one value for each sample: for a batch of {len(targets)} it gave shape "
             f"{tuple(losses.shape)}; use a loss of torch.nn, return the losses of the samples unreduced, or return "
             "(sum, weight)"
         )
-    if losses.numel() > max(outputs.numel(), targets.numel()):
-        raise TaskError(
-            f"the loss gave {losses.numel()} values for outputs of shape {tuple(outputs.shape)} and targets of "
-            f"shape {tuple(targets.shape)}, which torch stretched to each other; make the shapes equal"
-        )
+    require_unstretched("the loss", losses, outputs, targets)
 
 
 def _weigh(loss: BatchLoss, sample_weights: Tensor) -> BatchLoss:
@@ -191,4 +213,28 @@ def _weigh(loss: BatchLoss, sample_weights: Tensor) -> BatchLoss:
         )
     sample_weights = sample_weights.to(loss.sums.dtype)
     weights = sample_weights if loss.weights is None else loss.weights * sample_weights
-    return BatchLoss(loss.sums * sample_weights, weights)
+    return BatchLoss(loss.sums * sample_weights, _marked(weights, sample_weights))
+
+
+def _marked(weights: Tensor, given: Tensor) -> Tensor:
+    """Return weights that are minus infinity where what was given is negative."""
+    if not weights.is_floating_point():
+        weights = weights.double()
+    return torch.where(given < 0, -math.inf, weights)
+
+
+def require_weights(split: str, weight_sum: float) -> None:
+    """Check at the end of an epoch that no weight was negative.
+
+    Args:
+        split: The split.
+        weight_sum: Its sum of weights over all ranks.
+
+    Raises:
+        TaskError: One was; on every rank.
+    """
+    if weight_sum < 0:
+        raise TaskError(
+            f"weights of the {split} split are negative: a weighted mean needs weights of 0 or more; put the sign into "
+            "the loss, or leave such samples out"
+        )

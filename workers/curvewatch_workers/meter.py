@@ -19,10 +19,11 @@ from torch import Tensor
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import SPLITS, Control, EpochFinished, EpochRecord, Split
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.group import Group, group_of_process
 from curvewatch_workers.layout import EpochLayout, LeaderNotes
 from curvewatch_workers.losses import BatchLoss, Loss
-from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics, split_metrics
+from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics
 from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.totals import Totals
 
@@ -69,7 +70,7 @@ class EpochMeter:
         device: Where losses and outputs are; by default the GPU that torch uses if there is one.
 
     Raises:
-        TaskError: A number makes no sense.
+        TaskError: A number makes no sense, or something is no metric.
         LayoutMismatchError: The ranks disagree on metrics or samples.
     """
 
@@ -92,7 +93,7 @@ class EpochMeter:
         sums, foreign = split_metrics(metrics or {})
         self._metrics = tuple(sums.values())
         self._foreign: dict[Split, ForeignMetrics] = {
-            split: ForeignMetrics(foreign, self._group.device) for split in SPLITS
+            split: ForeignMetrics(foreign, self._group.device, split) for split in SPLITS
         }
         self._layout = EpochLayout(sums, self._group.world_size)
         sizes = (train_samples, validation_samples)
@@ -162,6 +163,9 @@ class EpochMeter:
 
         Returns:
             The epoch, the same on each rank.
+
+        Raises:
+            TaskError: A weight was negative, a label no class, or a metric gives no number.
         """
         for totals in self._totals.values():
             totals.flush()

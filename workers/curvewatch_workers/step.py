@@ -54,7 +54,7 @@ class OptimizerStep:
         self.skipped = 0
         """Steps left out since the epoch began."""
         self.gradient_norm = torch.zeros((), device=self._group.device)
-        """Norm of the global gradient before clipping, at the last step."""
+        """Norm of the global gradient before clipping, over the optimizer's parameters, at the last step."""
         self.learning_rate = 0.0
         """Learning rate of the first parameter group at the last step."""
         if last_step is not None:
@@ -113,13 +113,17 @@ class OptimizerStep:
             self.skipped += 1
         else:
             if self._clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(self._model.parameters(), self._clip_norm, self.gradient_norm)
+                nn.utils.clip_grads_with_norm_(self._parameters(), self._clip_norm, self.gradient_norm)
             self._optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
 
+    def _parameters(self) -> list[Tensor]:
+        """Return what the optimizer moves: others may have gradients too, which the scaler does not unscale."""
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
     def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
+        return [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
 
     def _norm(self) -> Tensor:
         gradients = self._gradients()

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from curvewatch_workers.contract import JobSpec
 from curvewatch_workers.errors import TaskError, UserCodeError
-from curvewatch_workers.losses import Loss, LossFunction
-from curvewatch_workers.metrics import SumMetric
+from curvewatch_workers.given_metrics import split_metrics
+from curvewatch_workers.losses import Loss, LossFunction, ignored_target
 from curvewatch_workers.metrics.foreign import AnyMetric
+from curvewatch_workers.metrics.labels import ClassMetric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,8 @@ def check_task(task: object, target: str) -> None:
         )
     Loss(task.loss)
     _check_optimizer(task)
-    _check_metrics(task.metrics)
+    split_metrics(task.metrics, ignored_target(task.loss))
+    _check_logits(task)
 
 
 def _check_optimizer(task: TrainingTask) -> None:
@@ -154,29 +156,35 @@ def _check_optimizer(task: TrainingTask) -> None:
             "TrainingTask.optimizer holds parameters that are not the model's; "
             "make it from model.parameters() of the same model"
         )
+    closure = inspect.signature(type(task.optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise TaskError(
+            f"{type(task.optimizer).__name__} needs a closure that computes the loss again, which no global batch has; "
+            "use an optimizer that takes one gradient a step, such as SGD or AdamW"
+        )
     if task.scheduler_step not in ("epoch", "step"):
         raise TaskError(f"TrainingTask.scheduler_step must be 'epoch' or 'step', got {task.scheduler_step!r}")
     if task.scheduler is None:
         return
     if getattr(task.scheduler, "optimizer", task.optimizer) is not task.optimizer:
         raise TaskError("TrainingTask.scheduler moves another optimizer; make it from TrainingTask.optimizer")
+    if isinstance(task.scheduler, ReduceLROnPlateau) and task.scheduler.mode != "min":
+        raise TaskError(
+            f"ReduceLROnPlateau(mode={task.scheduler.mode!r}) would lower the rate while the validation loss falls, "
+            "which is what it is given; use mode='min'"
+        )
     if isinstance(task.scheduler, ReduceLROnPlateau) and task.scheduler_step == "step":
         raise TaskError(
             "ReduceLROnPlateau needs the validation loss, which is known once an epoch; use scheduler_step='epoch'"
         )
 
 
-def _check_metrics(metrics: object) -> None:
-    if not isinstance(metrics, Mapping):
-        raise TaskError(
-            f"TrainingTask.metrics must be a dict of metrics by name, got {type(metrics).__name__}; "
-            'write {"accuracy": Accuracy()}'
-        )
-    for name, metric in metrics.items():
-        if not isinstance(name, str) or not name.isidentifier():
-            raise TaskError(f"metric name {name!r} must be letters, digits and `_`, as in 'top_5'")
-        if isinstance(metric, type) or not (callable(metric) or isinstance(metric, SumMetric)):
+def _check_logits(task: TrainingTask) -> None:
+    if not isinstance(task.loss, nn.BCELoss):
+        return
+    for name, metric in task.metrics.items():
+        if isinstance(metric, ClassMetric):
             raise TaskError(
-                f"metric {name!r} must be a metric, or a callable that gives one value for each sample, got "
-                f"{metric!r}; write Accuracy(), not Accuracy"
+                f"metric {name!r} takes logits, but BCELoss takes probabilities; leave the sigmoid out of the model "
+                "and use BCEWithLogitsLoss, or give the metric as a function"
             )

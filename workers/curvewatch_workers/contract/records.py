@@ -154,7 +154,8 @@ class EpochRecord(Record):
     learning_rate: float
     """Learning rate of the first parameter group at the last step of the epoch."""
     gradient_norm: float | None = None
-    """L2 norm of the global gradient at the last optimizer step of the epoch, before clipping."""
+    """L2 norm of the global gradient at the last optimizer step of the epoch, before clipping, over the parameters that
+    the optimizer holds."""
     skipped_steps: Count = 0
     """Optimizer steps that were left out because their gradient was not finite."""
     rank_seconds: tuple[Finite, ...]

@@ -107,7 +107,7 @@ class TrainingSpec(Spec):
     """Number format of forward and backward; the sums behind the metrics are float64 in any case. fp16 scales the
     loss so that small gradients do not vanish."""
     gradient_clip_norm: Number | None = Field(default=None, gt=0)
-    """Largest L2 norm of the gradient of one step; null clips nothing."""
+    """Largest L2 norm of the gradient of one step, over the parameters that the optimizer holds; null clips nothing."""
     data_workers: Whole = Field(default=0, ge=0, le=64)
     """Processes that load data, for each training worker; 0 loads in the worker itself."""
     find_unused_parameters: bool = False

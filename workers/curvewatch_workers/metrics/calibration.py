@@ -8,16 +8,11 @@ from torch import Tensor
 
 from curvewatch_workers.contract import MetricTotals
 from curvewatch_workers.errors import TaskError
-from curvewatch_workers.metrics.protocol import (
-    IGNORED_CLASS,
-    MetricReading,
-    Sums,
-    require_same_shape,
-    single,
-)
+from curvewatch_workers.metrics.labels import ClassMetric
+from curvewatch_workers.metrics.protocol import MetricReading, Sums, single
 
 
-class CalibrationError:
+class CalibrationError(ClassMetric):
     """Expected calibration error: mean distance between confidence and accuracy, over bins of confidence; 0 to 1.
 
     Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks (2017), section 2. A bin holds its
@@ -25,38 +20,44 @@ class CalibrationError:
 
     Args:
         bins: Bins of equal width.
-        ignore_index: Target that is not counted.
+        ignore_index: Target that is not counted; None takes the loss's.
 
     Raises:
         TaskError: There is no bin.
     """
 
-    def __init__(self, bins: int = 15, *, ignore_index: int = IGNORED_CLASS) -> None:
+    def __init__(self, bins: int = 15, *, ignore_index: int | None = None) -> None:
         if bins < 1:
             raise TaskError(f"CalibrationError needs at least 1 bin, got {bins}")
+        super().__init__(ignore_index)
         self._bins = bins
-        self._ignore_index = ignore_index
 
     @property
     def slots(self) -> int:
-        """Samples, confidence and right predictions of each bin."""
-        return 3 * self._bins
+        """Samples, confidence and right predictions of each bin, and the labels that are no class."""
+        return 3 * self._bins + 1
 
     def update(self, sums: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add logits [batch, classes, ...] with their classes [batch, ...]."""
-        confidence, predicted = outputs.float().softmax(dim=1).max(dim=1)
-        require_same_shape("CalibrationError", predicted, targets)
+        logits, true, kept = self._classified(outputs, targets)
+        confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
         # NaN logits have no confidence.
-        kept = ((targets != self._ignore_index) & confidence.isfinite()).flatten()
-        confidence = torch.where(kept, confidence.flatten(), 0.0)
-        right = kept & (predicted == targets).flatten()
+        counted = (kept & confidence.isfinite()).flatten()
+        confidence = torch.where(counted, confidence.flatten(), 0.0)
+        right = counted & (predicted == true).flatten()
         number = ((confidence * self._bins).ceil().long() - 1).clamp(0, self._bins - 1)
         where = torch.cat([number, number + self._bins, number + 2 * self._bins])
         sums.index_put_(
-            (where,), torch.cat([kept.double(), confidence.double(), right.double()]), accumulate=True
+            (where,), torch.cat([counted.double(), confidence.double(), right.double()]), accumulate=True
         )
+        sums[-1] += (kept & (true == logits.shape[1])).sum()
 
     def read(self, sums: Sums) -> MetricReading:
-        """Return the error."""
-        samples, confidence, right = sums.reshape(3, self._bins)
+        """Return the error.
+
+        Raises:
+            TaskError: There were labels that are no class.
+        """
+        self._require_classes(sums[-1])
+        samples, confidence, right = sums[:-1].reshape(3, self._bins)
         return single(MetricTotals(total=float(np.abs(right - confidence).sum()), count=float(samples.sum())))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from curvewatch_workers.contract import MetricTotals, SplitRecord
+from curvewatch_workers.contract import MetricTotals, Split, SplitRecord
 from curvewatch_workers.errors import TaskError
-from curvewatch_workers.metrics.protocol import Metric, SumMetric, as_sum_metric
+from curvewatch_workers.metrics.protocol import Metric
 
 
 @runtime_checkable
@@ -38,9 +38,11 @@ class ForeignMetrics:
     Args:
         metrics: By name; they are copied, so that each split has its own.
         device: Where batches are.
+        split: The split.
     """
 
-    def __init__(self, metrics: Mapping[str, ForeignMetric], device: torch.device) -> None:
+    def __init__(self, metrics: Mapping[str, ForeignMetric], device: torch.device, split: Split) -> None:
+        self._split = split
         self._metrics = {name: copy.deepcopy(metric) for name, metric in metrics.items()}
         for metric in self._metrics.values():
             if hasattr(metric, "to"):
@@ -61,17 +63,38 @@ class ForeignMetrics:
         """Return the record with the numbers of these metrics over all ranks, and forget the batches. Collective.
 
         Raises:
-            TaskError: A metric is not one number.
+            TaskError: A metric is not one number, or cannot be gathered; on every rank.
         """
         if not self._metrics:
             return record
+        self._require_samples(record)
         return record.model_copy(update={"metrics": {**record.metrics, **self._take()}})
+
+    def _require_samples(self, record: SplitRecord) -> None:
+        """Refuse to gather what a rank without samples has in no shape: gloo ends the process, NCCL waits."""
+        empty = next((rank for rank, share in enumerate(record.ranks) if not share.samples), None)
+        if empty is None or len(record.ranks) == 1:
+            return
+        for name, metric in self._metrics.items():
+            states = getattr(metric, "metric_state", {}).values()
+            if any(isinstance(state, list) for state in states):
+                raise TaskError(
+                    f"metric {name!r} ({type(metric).__name__}) keeps samples, and rank {empty} had none of the "
+                    f"{self._split} split, so that they cannot be gathered; let it count instead (thresholds=100 for "
+                    "curves), or take fewer workers"
+                )
 
     def _take(self) -> dict[str, MetricTotals]:
         taken = {}
         for name, metric in self._metrics.items():
-            value = torch.as_tensor(metric.compute())
+            computed = metric.compute()
             metric.reset()
+            if isinstance(computed, Mapping | Sequence):
+                raise TaskError(
+                    f"metric {name!r} ({type(metric).__name__}) gave a {type(computed).__name__}; use one that gives a "
+                    "single number"
+                )
+            value = torch.as_tensor(computed)
             if value.numel() != 1:
                 raise TaskError(
                     f"metric {name!r} ({type(metric).__name__}) gave {value.numel()} numbers; use one that gives a "
@@ -81,16 +104,3 @@ class ForeignMetrics:
             finite = math.isfinite(number)
             taken[name] = MetricTotals(total=number if finite else 0.0, count=1 if finite else 0)
         return taken
-
-
-def split_metrics(
-    metrics: Mapping[str, AnyMetric],
-) -> tuple[dict[str, SumMetric], dict[str, ForeignMetric]]:
-    """Return the metrics that are sums and those that are not, by name."""
-    foreign = {name: metric for name, metric in metrics.items() if isinstance(metric, ForeignMetric)}
-    sums = {
-        name: as_sum_metric(metric)
-        for name, metric in metrics.items()
-        if not isinstance(metric, ForeignMetric)
-    }
-    return sums, foreign

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from curvewatch_workers.contract import MetricTotals
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.shapes import require_unstretched
 
 Sums = npt.NDArray[np.float64]
-IGNORED_CLASS = -100
-"""Target that no classification metric counts, as in torch's losses."""
 LARGEST_VALUE = 1e290
 """From there on a value counts as infinite: the sum of so many would leave the range of a float64."""
 
@@ -81,6 +80,7 @@ class MeanOfSamples:
                 f"metric {metric_name(self._metric)} must give one value for each sample: for a batch of "
                 f"{len(targets)} it gave shape {tuple(values.shape)}; return the values before their mean"
             )
+        require_unstretched(f"metric {metric_name(self._metric)}", values, outputs, targets)
         values = values.double().flatten()
         sound = values.abs() < LARGEST_VALUE  # false for NaN too
         sums += torch.stack([torch.where(sound, values, 0.0), sound.double()]).sum(dim=1)

@@ -33,8 +33,9 @@ class RootMeanSquaredError(MeanOfSamples):
 class R2:
     """Coefficient of determination: 1 is perfect, 0 as good as the mean of the targets; averaged over columns.
 
-    The spread of the targets comes from sums of their squares in float64: with targets whose mean is a million
-    times their spread, some five digits are left.
+    The spread of the targets comes from sums of their squares in float64. A column has no part in the average whose
+    variance is below 2.2e-16 times the samples times its mean square: that much may be rounding. So of a million
+    samples, targets whose mean is 67000 times their standard deviation or more give no number; subtract their mean.
 
     Args:
         columns: Values of one sample's target.
@@ -65,9 +66,11 @@ class R2:
         sums += torch.where(sound, torch.stack(parts), 0.0).sum(dim=1).flatten()
 
     def read(self, sums: Sums) -> MetricReading:
-        """Return the mean over the columns; a column that never varies has no part in it."""
+        """Return the mean over the columns; one whose spread may be rounding alone has no part in it."""
         samples, truth, squares, errors = sums.reshape(4, self._columns)
         spread = squares - truth * np.divide(truth, samples, out=np.zeros_like(truth), where=samples > 0)
-        varies = spread > 0
+        # Each of `samples` additions rounds by half an epsilon of the sum so far, which is half the whole on average:
+        # a quarter of an epsilon a sample for the squares, and twice that for the square of the mean.
+        varies = spread > np.finfo(np.float64).eps * samples * squares
         scores = 1 - errors[varies] / spread[varies]
         return single(MetricTotals(total=float(scores.sum()), count=int(varies.sum())))

@@ -1,0 +1,29 @@
+"""Shapes that torch would stretch to each other without a word."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from curvewatch_workers.errors import TaskError
+
+
+def require_unstretched(what: str, values: Tensor, outputs: object, targets: Tensor) -> None:
+    """Refuse more values than there are outputs or targets: [batch, 1] minus [batch] is [batch, batch].
+
+    Args:
+        what: Calls in a message what gave the values.
+        values: Given for a batch.
+        outputs: The batch's, a tensor or a structure of tensors.
+        targets: The batch's.
+
+    Raises:
+        TaskError: There are more.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if values.numel() > max(tensor.numel() for tensor in (*leaves, targets)):
+        shapes = " and ".join(str(tuple(leaf.shape)) for leaf in leaves)
+        raise TaskError(
+            f"{what} gave {values.numel()} values for outputs of shape {shapes} and targets of shape "
+            f"{tuple(targets.shape)}, which torch stretched to each other; make the shapes equal"
+        )
