@@ -50,4 +50,6 @@ def main(epochs: int = 10, batch_size: int = 32, learning_rate: float = 0.1) -> 
 
 
 if __name__ == "__main__":
+    if torch.distributed.is_torchelastic_launched():
+        torch.distributed.init_process_group("gloo")  # a job has its process group already
     main()

@@ -153,3 +153,18 @@ def test_mistakes_are_named(mistake: object, message: str) -> None:
     assert callable(mistake)
     with pytest.raises(TaskError, match=message):
         mistake()
+
+
+def test_a_process_of_torchrun_that_joined_no_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(TaskError, match=r"WORLD_SIZE is 2, .* call torch.distributed.init_process_group"):
+        meter()
+
+
+def test_torchrun_with_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    one = meter()
+    fed(one, "mean")
+
+    assert one.end_epoch(learning_rate=0.1).train.exact

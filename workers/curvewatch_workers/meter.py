@@ -1,7 +1,8 @@
 """Exact numbers for a training loop of one's own: sums of each batch, one reduction an epoch.
 
 In a job whose `code.loop` names a function, that function makes an `EpochMeter`, hands it each batch, and ends each
-epoch with it. The same script works alone, on one process or under torchrun: the epochs then go nowhere.
+epoch with it. The same script works alone, on one process or in the process group that it joins under torchrun: the
+epochs then go nowhere.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class EpochMeter:
         device: Where losses and outputs are; by default the GPU that torch uses if there is one.
 
     Raises:
-        TaskError: A number makes no sense.
+        TaskError: A number makes no sense, or torchrun started several processes and this one joined no group.
         LayoutMismatchError: The ranks disagree on metrics or samples.
     """
 
