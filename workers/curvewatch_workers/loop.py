@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from curvewatch_workers.agreement import require_same_draws, require_same_targets
 from curvewatch_workers.batches import IndexCounter, SamplesSeen
 from curvewatch_workers.best import BestWeights, NoBestWeights
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
@@ -109,7 +110,7 @@ class Trainer:
         self._forward = Forward(self._loss, group, spec.training.precision)
         self._model = place(task.model, spec.training, group)
         train, validation = (source_of_task(split, task, spec, group.world_size) for split in SPLITS)
-        self._sizes = (train.size, validation.size)
+        self._sources = (train, validation)
         self._train_feed = train_feed(train, spec.training, group)
         self._validation_feed = validation_feed(validation, spec.training, group)
         self._layout = EpochLayout(sums, group.world_size)
@@ -133,12 +134,16 @@ class Trainer:
             require_smallest_share(self._model, self._forward, self._train_feed, sizes)
 
     def require_agreement(self) -> None:
-        """Check that every rank trains the same metrics on datasets of the same size.
+        """Check that every rank trains the same metrics on the same data, as far as a few samples tell.
 
         Raises:
-            LayoutMismatchError: On every rank, when any two differ.
+            LayoutMismatchError: On every rank, when metrics, sizes or the use of samplers differ.
+            TaskError: On every rank, when samples differ.
         """
-        self._layout.require_agreement(self._group, self._sizes)
+        self._layout.require_agreement(
+            self._group, [(source.size, source.streams, source.sampler is None) for source in self._sources]
+        )
+        require_same_targets(self._group, self._sources, seed=self._spec.training.seed)
 
     def resume(self) -> Progress:
         """Go on from the latest checkpoint that can be read; return how far it had come."""
@@ -204,6 +209,8 @@ class Trainer:
             "train": self._train_feed.expected(epoch),
             "validation": self._validation_feed.expected(epoch),
         }
+        sampled = (self._train_feed.sampled(epoch), self._validation_feed.sampled(epoch))
+        require_same_draws(self._group, epoch, zip(self._sources, sampled, strict=True))
         # A replayed epoch draws the same numbers as the first time; the rest of one draws others than its beginning.
         rest = (self._partial.steps,) if self._partial else ()
         seed_from(self._spec.training.seed, epoch, self._group.rank, *rest)
