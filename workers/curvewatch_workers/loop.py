@@ -269,7 +269,7 @@ class Trainer:
         totals.flush()
         return counter.seen
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _validation_pass(self, model: PreparedModel, epoch: int, buffer: Tensor) -> SamplesSeen:
         """Measure this rank's shard on the unwrapped model: a DDP forward is a collective, and shards are uneven."""
         model.module.eval()
