@@ -254,7 +254,7 @@ class _Checker:
         self.doing = "the first validation batch"
         model.eval()
         totals = _totals(loss)
-        with torch.no_grad():
+        with torch.inference_mode():
             batch: Batch | None = next(feed.batches(1), None)
             if batch is None:
                 return

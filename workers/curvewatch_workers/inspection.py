@@ -68,7 +68,7 @@ def _in_this_process(source: Source) -> Source:
     return Source(split=source.split, dataset=source.dataset, collate=source.collate)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _classes(task: TrainingTask, batch: Batch) -> int:
     training = task.model.training
     task.model.eval()
