@@ -35,7 +35,14 @@ from curvewatch_workers.keeping import Progress
 from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.losses import Loss
 from curvewatch_workers.metrics.foreign import ForeignMetrics, split_metrics
-from curvewatch_workers.model import PreparedModel, batch_statistics, place, share_buffers, wrap
+from curvewatch_workers.model import (
+    PreparedModel,
+    batch_statistics,
+    place,
+    resting_layers,
+    share_buffers,
+    wrap,
+)
 from curvewatch_workers.partial import PartialEpoch
 from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
 from curvewatch_workers.probe import require_smallest_share
@@ -170,6 +177,7 @@ class Trainer:
     def run(self, *, after_epoch: int) -> Ending:
         """Train every epoch after the given one; return how the run ended."""
         model = wrap(self._model, self._spec.training, self._group)
+        self._tell_of_resting_layers()
         self._tell_of_batch_statistics()
         ended = self._ended_before()
         if ended is not None:
@@ -252,7 +260,7 @@ class Trainer:
 
     def _train_pass(self, model: PreparedModel, epoch: int, buffer: Tensor, clock: float) -> SamplesSeen:
         """Train on this rank's share of every global batch that no earlier attempt has trained on."""
-        model.wrapped.train()
+        model.begin_training()
         totals, counter = self._totals(buffer, "train"), IndexCounter()
         done, to_boundary = self._partial.steps if self._partial else 0, self._steps_to_boundary(epoch)
         self._step.begin_epoch(self._partial.last_step if self._partial else None)
@@ -379,14 +387,24 @@ class Trainer:
     def _totals(self, buffer: Tensor, split: Split) -> Totals:
         return Totals(self._loss, self._metrics, self._layout.sums(buffer, split), self._foreign[split])
 
+    def _tell_of_resting_layers(self) -> None:
+        """Say that layers stay in eval mode: meant for a frozen backbone, and not for one that a library left so."""
+        layers = list(resting_layers(self._model))
+        if layers:
+            self._tell(
+                "layers_in_eval_mode",
+                f"{len(layers)} layers ({layers[0]}, ...) were in eval mode in the task and stay so in training, with "
+                "neither dropout nor new statistics; if they shall train, call model.train() in the task's callable",
+            )
+
     def _tell_of_batch_statistics(self) -> None:
-        """Say that BatchNorm's statistics depend on the number of workers."""
+        """Say that statistics of batches depend on the number of workers."""
         layers = batch_statistics(self._model)
         if not layers or self._group.world_size == 1:
             return
         self._tell(
             "batch_statistics_per_rank",
-            f"{len(layers)} BatchNorm layers ({layers[0]}, ...) take their statistics from each worker's "
-            "share, and rank 0's are validated: the curve depends on the number of workers; set "
+            f"{len(layers)} BatchNorm or InstanceNorm layers ({layers[0]}, ...) take their statistics from each "
+            "worker's share, and rank 0's are validated: the curve depends on the number of workers; set "
             "training.sync_batchnorm on GPUs, or use GroupNorm",
         )
