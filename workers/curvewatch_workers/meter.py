@@ -27,6 +27,9 @@ from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics, split_
 from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.totals import Totals
 
+_COPIED = 1 << 16
+"""Numbers of an output that cost less to copy than to sum by themselves."""
+
 
 @dataclass(kw_only=True)
 class MeterRun:
@@ -143,8 +146,16 @@ class EpochMeter:
             raise TaskError(f"EpochMeter.update: there is no split {split!r}; it is 'train' or 'validation'")
         if not len(targets):
             return
-        made = self._batch_loss(loss, outputs, targets)
-        self._totals[split].add(made, outputs, targets)
+        made, totals = self._batch_loss(loss, outputs, targets), self._totals[split]
+        # The tensors are the loop's, which may use their memory again: copies are kept, or nothing is.
+        if isinstance(outputs, Tensor) and outputs.numel() <= _COPIED:
+            weights = None if made.weights is None else made.weights.clone()
+            totals.add(
+                BatchLoss(made.sums.detach().clone(), weights), outputs.detach().clone(), targets.clone()
+            )
+        else:
+            totals.add(made, outputs, targets)
+            totals.flush()
         self._samples[split] += len(targets)
 
     def end_epoch(self, *, learning_rate: float, gradient_norm: Tensor | None = None) -> EpochRecord:
