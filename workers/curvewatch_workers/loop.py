@@ -35,14 +35,7 @@ from curvewatch_workers.keeping import Progress
 from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.losses import Loss
 from curvewatch_workers.metrics.foreign import ForeignMetrics, split_metrics
-from curvewatch_workers.model import (
-    PreparedModel,
-    batch_statistics,
-    place,
-    resting_layers,
-    share_buffers,
-    wrap,
-)
+from curvewatch_workers.model import PreparedModel, place, remarks, share_buffers, wrap
 from curvewatch_workers.partial import PartialEpoch
 from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
 from curvewatch_workers.probe import require_smallest_share
@@ -177,8 +170,8 @@ class Trainer:
     def run(self, *, after_epoch: int) -> Ending:
         """Train every epoch after the given one; return how the run ended."""
         model = wrap(self._model, self._spec.training, self._group)
-        self._tell_of_resting_layers()
-        self._tell_of_batch_statistics()
+        for reason, message in remarks(self._model, self._group.world_size):
+            self._tell(reason, message)
         ended = self._ended_before()
         if ended is not None:
             return ended
@@ -386,25 +379,3 @@ class Trainer:
 
     def _totals(self, buffer: Tensor, split: Split) -> Totals:
         return Totals(self._loss, self._metrics, self._layout.sums(buffer, split), self._foreign[split])
-
-    def _tell_of_resting_layers(self) -> None:
-        """Say that layers stay in eval mode: meant for a frozen backbone, and not for one that a library left so."""
-        layers = list(resting_layers(self._model))
-        if layers:
-            self._tell(
-                "layers_in_eval_mode",
-                f"{len(layers)} layers ({layers[0]}, ...) were in eval mode in the task and stay so in training, with "
-                "neither dropout nor new statistics; if they shall train, call model.train() in the task's callable",
-            )
-
-    def _tell_of_batch_statistics(self) -> None:
-        """Say that statistics of batches depend on the number of workers."""
-        layers = batch_statistics(self._model)
-        if not layers or self._group.world_size == 1:
-            return
-        self._tell(
-            "batch_statistics_per_rank",
-            f"{len(layers)} BatchNorm or InstanceNorm layers ({layers[0]}, ...) take their statistics from each "
-            "worker's share, and rank 0's are validated: the curve depends on the number of workers; set "
-            "training.sync_batchnorm on GPUs, or use GroupNorm",
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,24 @@ def batch_statistics(model: nn.Module) -> list[str]:
     """Return the names of layers whose statistics are those of one rank's share."""
     resting = resting_layers(model)
     return [name for name, layer in model.named_modules() if _takes_statistics(layer, rests=name in resting)]
+
+
+def remarks(model: nn.Module, world_size: int) -> Iterator[tuple[str, str]]:
+    """Yield what a user may not know of a model in its run: the reason of an event, and its message."""
+    resting, statistics = list(resting_layers(model)), batch_statistics(model)
+    if resting:
+        yield (
+            "layers_in_eval_mode",
+            f"{len(resting)} layers ({resting[0]}, ...) were in eval mode in the task and stay so in training, with "
+            "neither dropout nor new statistics; if they shall train, call model.train() in the task's callable",
+        )
+    if statistics and world_size > 1:
+        yield (
+            "batch_statistics_per_rank",
+            f"{len(statistics)} BatchNorm or InstanceNorm layers ({statistics[0]}, ...) take their statistics from "
+            "each worker's share, and rank 0's are validated: the curve depends on the number of workers; set "
+            "training.sync_batchnorm on GPUs, or use GroupNorm",
+        )
 
 
 def _takes_statistics(layer: nn.Module, *, rests: bool) -> bool:
