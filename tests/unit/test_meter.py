@@ -81,6 +81,20 @@ def test_a_loop_may_use_its_tensors_again(width: int) -> None:
     assert train.metrics["accuracy"].total == int((outputs.argmax(2) == targets).sum())
 
 
+def test_outputs_with_the_time_in_front_are_measured_batch_by_batch() -> None:
+    generator = torch.Generator().manual_seed(6)
+    outputs, targets = torch.randn(6, 5, 4, 3, generator=generator), torch.arange(24).reshape(6, 4) % 3
+    right = {"right": lambda steps, truth: (steps[-1].argmax(1) == truth).double()}
+    one = EpochMeter(train_samples=24, validation_samples=1, metrics=right)
+    for z, y in zip(outputs, targets, strict=True):
+        one.update("train", functional.cross_entropy(z[-1], y, reduction="none"), z, y)
+
+    train = one.end_epoch(learning_rate=0.1).train
+
+    assert train.metrics["right"].total == int((outputs[:, -1].argmax(2) == targets).sum())
+    assert train.metrics["right"].count == 24
+
+
 def test_the_sums_begin_anew_with_each_epoch() -> None:
     one = meter()
     fed(one, "rows")

@@ -136,7 +136,8 @@ class EpochMeter:
             split: `train` or `validation`.
             loss: Its mean over the batch, a scalar; or one loss for each sample, shape [batch]; or, where samples do
                 not weigh the same, a pair (weighted sum, weight) of scalars or of tensors of shape [batch].
-            outputs: What the model returned, shape [batch, ...].
+            outputs: What the model returned, shape [batch, ...]: small batches are joined along the first dimension
+                before the metrics see them, unless it is not as long as that of the targets.
             targets: What it should have, shape [batch, ...].
 
         Raises:

@@ -77,7 +77,7 @@ class Totals:
             TaskError: A metric cannot work with these shapes.
         """
         loss = BatchLoss(loss.sums.detach(), loss.weights)
-        if not isinstance(outputs, Tensor) or loss.sums.dim() == 0:
+        if not isinstance(outputs, Tensor) or loss.sums.dim() == 0 or outputs.shape[:1] != targets.shape[:1]:
             self._add(loss, pytree.tree_map_only(Tensor, Tensor.detach, outputs), targets)
             return
         batch = _Kept(loss, outputs.detach(), targets)
