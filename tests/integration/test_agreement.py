@@ -98,9 +98,9 @@ def slightly_other(group: Group) -> str:
     """Round as another processor would: regression targets of all but the last digits."""
     task = make_task()
     inputs, _ = datasets(task)[0].tensors
-    targets = inputs.sum(dim=1, keepdim=True) * (1 + group.rank * 1e-6)
-    data = TensorDataset(inputs, targets)
-    model = torch.nn.Linear(4, 1)
+    up_and_down = torch.tensor([1.0, -1.0]) + group.rank * 1e-6  # of mean 0
+    data = TensorDataset(inputs, inputs.sum(dim=1, keepdim=True) * up_and_down)
+    model = torch.nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     changes = {"model": model, "optimizer": optimizer, "loss": torch.nn.MSELoss(), "metrics": {}}
     return outcome(group, train=data, validation=data, **changes)

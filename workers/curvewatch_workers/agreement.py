@@ -27,7 +27,8 @@ _TOLERANCE = 1e-4
 class _Targets(NamedTuple):
     means: Tensor
     """Mean of each sample's targets, float64 [samples]."""
-    tolerance: float
+    rounding: Tensor
+    """How far from them another processor's may be, float64 [samples]."""
 
 
 def require_same_targets(group: Group, sources: Sequence[Source], *, seed: int) -> None:
@@ -103,9 +104,9 @@ def _targets(source: Source, seed: int) -> _Targets | None:
 def _look(loader: ShareLoader, indices: Indices, seed: int) -> _Targets:
     with seeded(seed):
         (batch,) = loader.batches(lambda: iter([indices]), seed=(seed,))
-    targets = batch.targets
-    means = targets.double().reshape(len(targets), -1).mean(dim=1)
-    return _Targets(means, _TOLERANCE if targets.is_floating_point() else 0.0)
+    values = batch.targets.double().reshape(batch.samples, -1)
+    tolerance = _TOLERANCE if batch.targets.is_floating_point() else 0.0
+    return _Targets(values.mean(dim=1), tolerance * values.abs().mean(dim=1))
 
 
 def _spread(size: int) -> Indices:
@@ -114,9 +115,10 @@ def _spread(size: int) -> Indices:
 
 
 def _other_targets(group: Group, source: Source, look: _Targets) -> str | None:
-    own, first = look.means.to(group.device), look.means.to(group.device, copy=True)
-    group.broadcast(first)
-    same = torch.isclose(own, first, rtol=look.tolerance, atol=0.0, equal_nan=True)
+    told = look.means.to(group.device, copy=True)
+    group.broadcast(told)
+    own, first = look.means, told.cpu()
+    same = (own == first) | ((own - first).abs() <= look.rounding) | (own.isnan() & first.isnan())
     if bool(same.all()):
         return None
     at = int((~same).nonzero()[0])
