@@ -40,7 +40,7 @@ def main(epochs: int = 10, batch_size: int = 32, learning_rate: float = 0.1) -> 
             optimizer.step()
             meter.update("train", loss, outputs, truth)  # meter
         model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             for batch, truth in DataLoader(shard, batch_size):
                 outputs = getattr(model, "module", model)(batch)
                 meter.update("validation", loss_function(outputs, truth), outputs, truth)  # meter
@@ -50,4 +50,6 @@ def main(epochs: int = 10, batch_size: int = 32, learning_rate: float = 0.1) -> 
 
 
 if __name__ == "__main__":
+    if torch.distributed.is_torchelastic_launched():
+        torch.distributed.init_process_group("gloo")  # a job has its process group already
     main()

@@ -63,6 +63,38 @@ def test_the_global_loss_is_that_of_the_whole_data(form: str) -> None:
     assert (record.epoch, record.learning_rate, record.gradient_norm) == (1, 0.5, None)
 
 
+@pytest.mark.parametrize("width", [3, 20_000])
+def test_a_loop_may_use_its_tensors_again(width: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    outputs, targets = torch.randn(6, 4, width, generator=generator), torch.arange(24).reshape(6, 4) % 3
+    one = EpochMeter(train_samples=24, validation_samples=1, metrics={"accuracy": Accuracy()})
+    kept = torch.empty(4, width), torch.empty(4), torch.empty(4, dtype=torch.int64)
+    for z, y in zip(outputs, targets, strict=True):
+        for tensor, now in zip(kept, (z, functional.cross_entropy(z, y, reduction="none"), y), strict=True):
+            tensor.copy_(now)
+        one.update("train", kept[1], kept[0], kept[2])
+
+    train = one.end_epoch(learning_rate=0.1).train
+
+    truth = functional.cross_entropy(outputs.flatten(0, 1).double(), targets.flatten())
+    assert train.loss == pytest.approx(float(truth), rel=1e-6)
+    assert train.metrics["accuracy"].total == int((outputs.argmax(2) == targets).sum())
+
+
+def test_outputs_with_the_time_in_front_are_measured_batch_by_batch() -> None:
+    generator = torch.Generator().manual_seed(6)
+    outputs, targets = torch.randn(6, 5, 4, 3, generator=generator), torch.arange(24).reshape(6, 4) % 3
+    right = {"right": lambda steps, truth: (steps[-1].argmax(1) == truth).double()}
+    one = EpochMeter(train_samples=24, validation_samples=1, metrics=right)
+    for z, y in zip(outputs, targets, strict=True):
+        one.update("train", functional.cross_entropy(z[-1], y, reduction="none"), z, y)
+
+    train = one.end_epoch(learning_rate=0.1).train
+
+    assert train.metrics["right"].total == int((outputs[:, -1].argmax(2) == targets).sum())
+    assert train.metrics["right"].count == 24
+
+
 def test_the_sums_begin_anew_with_each_epoch() -> None:
     one = meter()
     fed(one, "rows")
@@ -153,3 +185,18 @@ def test_mistakes_are_named(mistake: object, message: str) -> None:
     assert callable(mistake)
     with pytest.raises(TaskError, match=message):
         mistake()
+
+
+def test_a_process_of_torchrun_that_joined_no_group_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(TaskError, match=r"WORLD_SIZE is 2, .* call torch.distributed.init_process_group"):
+        meter()
+
+
+def test_torchrun_with_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    one = meter()
+    fed(one, "mean")
+
+    assert one.end_epoch(learning_rate=0.1).train.exact

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,6 +32,41 @@ class Views(nn.Module):
         return outputs
 
 
+class TimeFirst(nn.Module):
+    """Takes {"steps": [time, batch, 4], "scale": the same for all of them}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: dict[str, Any]) -> Tensor:
+        assert inputs["steps"].shape[::2] == (5, 4)
+        outputs: Tensor = self.layer(inputs["steps"].mean(dim=0)) * inputs["scale"]
+        return outputs
+
+
+def time_first(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], Tensor]:
+    steps = torch.stack([inputs.expand(5, 4) for inputs, _ in samples], dim=1)
+    return {"steps": steps, "scale": torch.tensor([1.0, 2.0, 3.0])}, torch.stack([t for _, t in samples])
+
+
+def with_texts(samples: Sequence[tuple[Tensor, Tensor]]) -> tuple[dict[str, Any], Tensor]:
+    batch = {"rows": torch.stack([inputs for inputs, _ in samples]), "texts": ["a text"] * len(samples)}
+    return batch, torch.stack([target for _, target in samples])
+
+
+class OfRows(nn.Module):
+    """Takes {"rows": [batch, 4], "texts": of the samples}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: dict[str, Any]) -> Tensor:
+        outputs: Tensor = self.layer(inputs["rows"])
+        return outputs
+
+
 def batch_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3))
 
@@ -36,8 +75,8 @@ def task_of(model: nn.Module, samples: int) -> TrainingTask:
     return make_task(samples=samples, model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-def probe(task: TrainingTask, *, world_size: int, **training: object) -> None:
-    Trainer(
+def trainer_of(task: TrainingTask, *, world_size: int, **training: object) -> Trainer:
+    return Trainer(
         run_id="toy",
         attempt=1,
         spec=make_spec(**training),
@@ -45,7 +84,11 @@ def probe(task: TrainingTask, *, world_size: int, **training: object) -> None:
         group=FakeGroup(world_size=world_size),
         checkpoints=NoCheckpoints(),
         reporter=RecordingReporter(),
-    ).probe()
+    )
+
+
+def probe(task: TrainingTask, *, world_size: int, **training: object) -> None:
+    trainer_of(task, world_size=world_size, **training).probe()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +133,35 @@ def test_a_model_that_takes_any_share_passes_unchanged() -> None:
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("model", "collate"), [(TimeFirst(), time_first), (OfRows(), with_texts)])
+def test_batches_are_the_collate_functions_own(model: nn.Module, collate: Callable[..., Any]) -> None:
+    task = dataclasses.replace(task_of(model, 50), collate=collate)
+
+    probe(task, world_size=3)
+    # On three workers rank 0 has none of the last two samples.
+    trainer_of(task, world_size=3).run(after_epoch=0)
+
+
+class Grows(nn.Module):
+    """Makes a buffer at its first call, and a larger one at a larger batch."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if not hasattr(self, "table") or len(self.table) < len(inputs):
+            self.register_buffer("table", torch.ones(len(inputs), 1), persistent=False)
+        outputs: Tensor = self.layer(inputs) * self.table[: len(inputs)]
+        return outputs
+
+
+def test_buffers_that_come_with_the_first_call_are_no_trouble() -> None:
+    probe(task_of(Grows(), 50), world_size=3)
 
 
 def test_the_probe_leaves_batch_norms_statistics_alone() -> None:

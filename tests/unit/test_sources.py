@@ -196,9 +196,18 @@ def test_samples_may_have_weights() -> None:
     assert record.train.weight_sum == pytest.approx(float(weights.sum()))
 
 
+class Doubling(DataLoader[Any]):
+    """Changes each batch on its way."""
+
+    def __iter__(self) -> Any:
+        for inputs, targets in super().__iter__():
+            yield inputs * 2, targets
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (Doubling(dataset(), batch_size=16), "Doubling, which has an __iter__ of its own"),
         (TensorDataset(torch.zeros(0, 4), torch.zeros(0)), "train has zero samples"),
         ([], "train has zero samples"),
         (7, "map-style dataset with __len__ and __getitem__.*int"),

@@ -234,7 +234,7 @@ def test_batch_norm_on_several_workers_is_told() -> None:
 
     events = [message for message in reporter.messages if isinstance(message, WorkerEvent)]
     assert [event.reason for event in events] == ["batch_statistics_per_rank"]
-    assert "1 BatchNorm layers" in events[0].message
+    assert "1 BatchNorm or InstanceNorm layers (1, ...)" in events[0].message
 
 
 def curve(records: list[EpochRecord]) -> list[float]:

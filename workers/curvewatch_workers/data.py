@@ -77,6 +77,29 @@ def _no_rows(entry: Any) -> Any:
     return entry[:0] if isinstance(entry, Tensor | np.ndarray) else entry
 
 
+def _between(one: Batch, two: Batch) -> Batch:
+    """Return a batch of no sample, of those of one and of two: cut along the dimension that grew, whichever it is."""
+
+    def cut(entry: Any, grown: Any) -> Any:
+        if not isinstance(entry, Tensor | np.ndarray):
+            return entry
+        sizes = zip(entry.shape, grown.shape, strict=True)
+        return next(
+            (
+                entry[(slice(None),) * at + (slice(0),)]
+                for at, (size, more) in enumerate(sizes)
+                if size != more
+            ),
+            entry,
+        )
+
+    try:
+        return cast("Batch", pytree.tree_map(cut, one, two))
+    except ValueError:
+        # A list that grew, of texts for example: no tensor tells its dimension.
+        return one.none()
+
+
 @dataclass(frozen=True)
 class _Collate:
     """Makes a batch of samples with the user's collate function."""
@@ -107,7 +130,9 @@ class _CollateShare:
                 f"the collate function made {len(batch.targets)} targets of {len(chunk.samples)} samples; each sample "
                 "must stay one row, or the receipt would be wrong: leave broken samples out of the dataset"
             )
-        return batch._replace(indices=chunk.indices) if len(chunk.indices) else batch.none()
+        if len(chunk.indices):
+            return batch._replace(indices=chunk.indices)
+        return _between(batch, self.collate(chunk.samples * 2))
 
 
 class _Mover:

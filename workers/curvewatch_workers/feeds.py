@@ -42,6 +42,9 @@ class TrainFeed(Protocol):
     def expected(self, epoch: int) -> SamplesSeen:
         """Return what the samples of the epoch add up to over all ranks."""
 
+    def sampled(self, epoch: int) -> Indices | None:
+        """Return what the user's sampler draws in the epoch; None without one."""
+
 
 class ValidationFeed(Protocol):
     """Gives this rank's validation batches; their number differs by rank."""
@@ -51,6 +54,9 @@ class ValidationFeed(Protocol):
 
     def expected(self, epoch: int) -> SamplesSeen:
         """Return what the samples of the epoch add up to over all ranks."""
+
+    def sampled(self, epoch: int) -> Indices | None:
+        """Return what the user's sampler draws in the epoch; None without one."""
 
 
 def train_feed(source: Source, training: TrainingSpec, group: Group) -> TrainFeed:
@@ -89,6 +95,9 @@ class _Drawn:
             chunks = (order[start : start + _CHUNK] for start in range(0, len(order), _CHUNK))
             self._expected = SamplesSeen(samples=len(order), checksum=sum(map(index_checksum, chunks)))
         return self._expected
+
+    def sampled(self, epoch: int) -> Indices | None:
+        return None if self._source.sampler is None else self.order(epoch)
 
 
 class MapTrainFeed:
@@ -135,6 +144,10 @@ class MapTrainFeed:
         """Return each sample that was drawn, once."""
         return self._drawn.expected(epoch)
 
+    def sampled(self, epoch: int) -> Indices | None:
+        """Return what the user's sampler draws; None without one."""
+        return self._drawn.sampled(epoch)
+
 
 class MapValidationFeed:
     """Every world-size-th sample of a map-style dataset."""
@@ -156,6 +169,10 @@ class MapValidationFeed:
     def expected(self, epoch: int) -> SamplesSeen:
         """Return each sample that was drawn, once."""
         return self._drawn.expected(epoch)
+
+    def sampled(self, epoch: int) -> Indices | None:
+        """Return what the user's sampler draws; None without one."""
+        return self._drawn.sampled(epoch)
 
 
 class StreamTrainFeed:
@@ -204,6 +221,9 @@ class StreamTrainFeed:
         """Return the length of the stream; its samples have no indices to tell apart."""
         return _expected_of_stream(self._samples)
 
+    def sampled(self, epoch: int) -> Indices | None:
+        """Return None: a stream has no indices to draw."""
+
 
 class StreamValidationFeed:
     """This rank's shard of a stream."""
@@ -221,6 +241,9 @@ class StreamValidationFeed:
     def expected(self, epoch: int) -> SamplesSeen:  # noqa: ARG002 - the protocol's
         """Return the length of the stream; its samples have no indices to tell apart."""
         return _expected_of_stream(self._samples)
+
+    def sampled(self, epoch: int) -> Indices | None:
+        """Return None: a stream has no indices to draw."""
 
 
 def _expected_of_stream(samples: int) -> SamplesSeen:

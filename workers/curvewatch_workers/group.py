@@ -18,6 +18,8 @@ import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from curvewatch_workers.errors import TaskError
+
 
 class Group(Protocol):
     """The ranks that train together. Every rank makes the same calls in the same order, always."""
@@ -117,10 +119,25 @@ def group_of_process(device: torch.device) -> Group:
     """Return the group of this process: the initialised process group, or itself alone.
 
     A process group of one rank is a group alone too: nothing needs to travel.
+
+    Raises:
+        TaskError: A launcher started this process as one of several, and it joined no process group.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return TorchGroup(device)
+    if dist.is_available() and dist.is_initialized():
+        return TorchGroup(device) if dist.get_world_size() > 1 else SoloGroup(device)
+    processes = _launched_processes()
+    if processes > 1:
+        raise TaskError(
+            f"this process is one of several (WORLD_SIZE is {processes}, as torchrun sets it), but it has joined no "
+            "process group and would take its own share for the whole; call torch.distributed.init_process_group() "
+            "first, or unset WORLD_SIZE if the process is alone"
+        )
     return SoloGroup(device)
+
+
+def _launched_processes() -> int:
+    """Return how many processes a launcher says that it has started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def join_torchrun(*, gpu: bool, timeout: dt.timedelta = dt.timedelta(minutes=30)) -> Group:
@@ -133,7 +150,7 @@ def join_torchrun(*, gpu: bool, timeout: dt.timedelta = dt.timedelta(minutes=30)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
-    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+    if _launched_processes() > 1:
         dist.init_process_group("nccl" if gpu else "gloo", timeout=timeout)
     return group_of_process(device)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from curvewatch_workers.agreement import require_same_draws, require_same_targets
 from curvewatch_workers.batches import IndexCounter, SamplesSeen
 from curvewatch_workers.best import BestWeights, NoBestWeights
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
@@ -34,7 +35,7 @@ from curvewatch_workers.keeping import Progress
 from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.losses import Loss, ignored_target
 from curvewatch_workers.metrics.foreign import ForeignMetrics
-from curvewatch_workers.model import PreparedModel, batch_statistics, place, share_buffers, wrap
+from curvewatch_workers.model import PreparedModel, place, remarks, share_buffers, wrap
 from curvewatch_workers.partial import PartialEpoch
 from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
 from curvewatch_workers.probe import require_smallest_share
@@ -109,7 +110,7 @@ class Trainer:
         self._forward = Forward(self._loss, group, spec.training.precision)
         self._model = place(task.model, spec.training, group)
         train, validation = (source_of_task(split, task, spec, group.world_size) for split in SPLITS)
-        self._sizes = (train.size, validation.size)
+        self._sources = (train, validation)
         self._train_feed = train_feed(train, spec.training, group)
         self._validation_feed = validation_feed(validation, spec.training, group)
         self._layout = EpochLayout(sums, group.world_size)
@@ -140,12 +141,16 @@ class Trainer:
             require_smallest_share(self._model, self._forward, self._train_feed, sizes)
 
     def require_agreement(self) -> None:
-        """Check that every rank trains the same metrics on datasets of the same size.
+        """Check that every rank trains the same metrics on the same data, as far as a few samples tell.
 
         Raises:
-            LayoutMismatchError: On every rank, when any two differ.
+            LayoutMismatchError: On every rank, when metrics, sizes or the use of samplers differ.
+            TaskError: On every rank, when samples differ.
         """
-        self._layout.require_agreement(self._group, self._sizes)
+        self._layout.require_agreement(
+            self._group, [(source.size, source.streams, source.sampler is None) for source in self._sources]
+        )
+        require_same_targets(self._group, self._sources, seed=self._spec.training.seed)
 
     def resume(self) -> Progress:
         """Go on from the latest checkpoint that can be read; return how far it had come."""
@@ -172,7 +177,8 @@ class Trainer:
     def run(self, *, after_epoch: int) -> Ending:
         """Train every epoch after the given one; return how the run ended."""
         model = wrap(self._model, self._spec.training, self._group)
-        self._tell_of_batch_statistics()
+        for reason, message in remarks(self._model, self._group.world_size):
+            self._tell(reason, message)
         ended = self._ended_before()
         if ended is not None:
             return ended
@@ -211,6 +217,8 @@ class Trainer:
             "train": self._train_feed.expected(epoch),
             "validation": self._validation_feed.expected(epoch),
         }
+        sampled = (self._train_feed.sampled(epoch), self._validation_feed.sampled(epoch))
+        require_same_draws(self._group, epoch, zip(self._sources, sampled, strict=True))
         # A replayed epoch draws the same numbers as the first time; the rest of one draws others than its beginning.
         rest = (self._partial.steps,) if self._partial else ()
         seed_from(self._spec.training.seed, epoch, self._group.rank, *rest)
@@ -252,7 +260,7 @@ class Trainer:
 
     def _train_pass(self, model: PreparedModel, epoch: int, clock: float) -> SamplesSeen:
         """Train on this rank's share of every global batch that no earlier attempt has trained on."""
-        model.wrapped.train()
+        model.begin_training()
         totals, counter = self._totals["train"], IndexCounter()
         done, to_boundary = self._partial.steps if self._partial else 0, self._steps_to_boundary(epoch)
         self._step.begin_epoch(self._partial.last_step if self._partial else None)
@@ -269,7 +277,7 @@ class Trainer:
         totals.flush()
         return counter.seen
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _validation_pass(self, model: PreparedModel, epoch: int) -> SamplesSeen:
         """Measure this rank's shard on the unwrapped model: a DDP forward is a collective, and shards are uneven."""
         model.module.eval()
@@ -375,15 +383,3 @@ class Trainer:
             return time.perf_counter() - clock, 0
         torch.cuda.synchronize(device)
         return time.perf_counter() - clock, torch.cuda.max_memory_allocated(device)
-
-    def _tell_of_batch_statistics(self) -> None:
-        """Say that BatchNorm's statistics depend on the number of workers."""
-        layers = batch_statistics(self._model)
-        if not layers or self._group.world_size == 1:
-            return
-        self._tell(
-            "batch_statistics_per_rank",
-            f"{len(layers)} BatchNorm layers ({layers[0]}, ...) take their statistics from each worker's "
-            "share, and rank 0's are validated: the curve depends on the number of workers; set "
-            "training.sync_batchnorm on GPUs, or use GroupNorm",
-        )

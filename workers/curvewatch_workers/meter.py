@@ -1,7 +1,8 @@
 """Exact numbers for a training loop of one's own: sums of each batch, one reduction an epoch.
 
 In a job whose `code.loop` names a function, that function makes an `EpochMeter`, hands it each batch, and ends each
-epoch with it. The same script works alone, on one process or under torchrun: the epochs then go nowhere.
+epoch with it. The same script works alone, on one process or in the process group that it joins under torchrun: the
+epochs then go nowhere.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from curvewatch_workers.losses import BatchLoss, Loss
 from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics
 from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.totals import Totals
+
+_COPIED = 1 << 16
+"""Numbers of an output that cost less to copy than to sum by themselves."""
 
 
 @dataclass(kw_only=True)
@@ -70,7 +74,8 @@ class EpochMeter:
         device: Where losses and outputs are; by default the GPU that torch uses if there is one.
 
     Raises:
-        TaskError: A number makes no sense, or something is no metric.
+        TaskError: A number makes no sense, something is no metric, or torchrun started several processes and this one
+            joined no group.
         LayoutMismatchError: The ranks disagree on metrics or samples.
     """
 
@@ -140,7 +145,8 @@ class EpochMeter:
             split: `train` or `validation`.
             loss: Its mean over the batch, a scalar; or one loss for each sample, shape [batch]; or, where samples do
                 not weigh the same, a pair (weighted sum, weight) of scalars or of tensors of shape [batch].
-            outputs: What the model returned, shape [batch, ...].
+            outputs: What the model returned, shape [batch, ...]: small batches are joined along the first dimension
+                before the metrics see them, unless it is not as long as that of the targets.
             targets: What it should have, shape [batch, ...].
 
         Raises:
@@ -150,8 +156,16 @@ class EpochMeter:
             raise TaskError(f"EpochMeter.update: there is no split {split!r}; it is 'train' or 'validation'")
         if not len(targets):
             return
-        made = self._batch_loss(loss, outputs, targets)
-        self._totals[split].add(made, outputs, targets)
+        made, totals = self._batch_loss(loss, outputs, targets), self._totals[split]
+        # The tensors are the loop's, which may use their memory again: copies are kept, or nothing is.
+        if isinstance(outputs, Tensor) and outputs.numel() <= _COPIED:
+            weights = None if made.weights is None else made.weights.clone()
+            totals.add(
+                BatchLoss(made.sums.detach().clone(), weights), outputs.detach().clone(), targets.clone()
+            )
+        else:
+            totals.add(made, outputs, targets)
+            totals.flush()
         self._samples[split] += len(targets)
 
     def end_epoch(self, *, learning_rate: float, gradient_norm: Tensor | None = None) -> EpochRecord:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,12 @@ class PreparedModel:
     """What a train step calls."""
     validate: _Call
     """What the validation pass calls: unwrapped, because a DDP forward is a collective and shards are uneven."""
+    resting: Sequence[nn.Module]
+    """Layers that stay in eval mode, see `resting_layers`."""
+
+    def begin_training(self) -> None:
+        """Put the model in train mode, but for the layers that rest."""
+        to_train_mode(self.wrapped, self.resting)
 
 
 def place(model: nn.Module, training: TrainingSpec, group: Group) -> nn.Module:
@@ -47,13 +53,14 @@ def place(model: nn.Module, training: TrainingSpec, group: Group) -> nn.Module:
 
 
 def wrap(model: nn.Module, training: TrainingSpec, group: Group) -> PreparedModel:
-    """Return the forms of a model that was placed. A collective call."""
+    """Return the forms of a model that was placed, in the modes that the task gave its layers. A collective call."""
+    resting = list(resting_layers(model).values())
     wrapped = group.wrap(model, find_unused_parameters=training.find_unused_parameters)
     if not training.compile:
-        return PreparedModel(module=model, wrapped=wrapped, train=wrapped, validate=model)
+        return PreparedModel(module=model, wrapped=wrapped, train=wrapped, validate=model, resting=resting)
     compiled = torch.compile(wrapped)
     validate = compiled if wrapped is model else torch.compile(model)
-    return PreparedModel(module=model, wrapped=wrapped, train=compiled, validate=validate)
+    return PreparedModel(module=model, wrapped=wrapped, train=compiled, validate=validate, resting=resting)
 
 
 def share_buffers(model: nn.Module, group: Group) -> None:
@@ -71,15 +78,54 @@ def share_buffers(model: nn.Module, group: Group) -> None:
             buffer.copy_(part.view_as(buffer))
 
 
+def resting_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return by name the layers that the task put in eval mode and that stay so: BatchNorm in a frozen backbone.
+
+    There are none in a model that is in eval mode as a whole: libraries return pretrained models so.
+    """
+    return {name: layer for name, layer in model.named_modules() if model.training and not layer.training}
+
+
+def to_train_mode(model: nn.Module, resting: Iterable[nn.Module]) -> None:
+    """Put a model in train mode, but for some layers."""
+    model.train()
+    for layer in resting:
+        # Of itself alone: each layer below it has its own word.
+        layer.training = False
+
+
 def batch_statistics(model: nn.Module) -> list[str]:
     """Return the names of layers whose statistics are those of one rank's share."""
-    return [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        and not isinstance(layer, nn.SyncBatchNorm)
-        and layer.training
-    ]
+    resting = resting_layers(model)
+    return [name for name, layer in model.named_modules() if _takes_statistics(layer, rests=name in resting)]
+
+
+def remarks(model: nn.Module, world_size: int) -> Iterator[tuple[str, str]]:
+    """Yield what a user may not know of a model in its run: the reason of an event, and its message."""
+    resting, statistics = list(resting_layers(model)), batch_statistics(model)
+    if resting:
+        yield (
+            "layers_in_eval_mode",
+            f"{len(resting)} layers ({resting[0]}, ...) were in eval mode in the task and stay so in training, with "
+            "neither dropout nor new statistics; if they shall train, call model.train() in the task's callable",
+        )
+    if statistics and world_size > 1:
+        yield (
+            "batch_statistics_per_rank",
+            f"{len(statistics)} BatchNorm or InstanceNorm layers ({statistics[0]}, ...) take their statistics from "
+            "each worker's share, and rank 0's are validated: the curve depends on the number of workers; set "
+            "training.sync_batchnorm on GPUs, or use GroupNorm",
+        )
+
+
+def _takes_statistics(layer: nn.Module, *, rests: bool) -> bool:
+    """Tell whether numbers of a batch go into a layer's outputs, in training or in validation."""
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return not isinstance(layer, nn.SyncBatchNorm) and not (rests and layer.track_running_stats)
+    # InstanceNorm is made of the sample alone, but for running statistics, which validation takes.
+    return (
+        isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats and not rests
+    )
 
 
 def _synchronised(model: nn.Module, group: Group) -> nn.Module:

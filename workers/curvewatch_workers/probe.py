@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from curvewatch_workers.batches import BatchPlan
 from curvewatch_workers.data import Batch
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.feeds import MapTrainFeed
 from curvewatch_workers.forward import Forward
+from curvewatch_workers.model import resting_layers, to_train_mode
 
 _SURE = 2
 """Samples that every model takes that takes any."""
@@ -37,10 +37,10 @@ def require_smallest_share(
     if not small:
         return
     try:
-        batch = feed.trial(_SURE)
+        batches = [feed.trial(rows) for rows in range(_SURE + 1)]
     except Exception:  # noqa: BLE001 - the user's dataset; the first step shows it with its place
         return
-    troubles = {rows: _trouble(model, forward, first_rows(batch, rows)) for rows in range(batch.samples + 1)}
+    troubles = {batch.samples: _trouble(model, forward, batch) for batch in batches}
     works = next((rows for rows in reversed(troubles) if troubles[rows] is not None), -1) + 1
     failing = next((size for size in sorted(small) if troubles.get(size) is not None), None)
     # Where the largest fails too, the first step will show how, with the user's own traceback.
@@ -49,18 +49,13 @@ def require_smallest_share(
         raise TaskError(_message(trouble, failing, works, plan, small[failing])) from trouble
 
 
-def first_rows(batch: Batch, rows: int) -> Batch:
-    """Return the first rows of a batch."""
-    cut = torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor[:rows], batch.inputs)
-    weights = batch.weights if batch.weights is None else batch.weights[:rows]
-    return Batch(cut, batch.targets[:rows], batch.indices[:rows], weights)
-
-
 def _trouble(model: nn.Module, forward: Forward, batch: Batch) -> Exception | None:
-    """Return what a train step raises; leaves buffers, gradients and random numbers as they were."""
-    buffers = copy.deepcopy(dict(model.named_buffers()))
+    """Return what a train step raises; leaves buffers, gradients, modes and random numbers as they were."""
+    # Themselves, not their names: a model may make others on its way.
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = [batch.targets.device] if batch.targets.device.type == "cuda" else []
-    model.train()
+    modes = [(layer, layer.training) for layer in model.modules()]
+    to_train_mode(model, resting_layers(model).values())
     try:
         with torch.random.fork_rng(devices):
             outputs = forward.outputs(model, batch)
@@ -69,8 +64,10 @@ def _trouble(model: nn.Module, forward: Forward, batch: Batch) -> Exception | No
         return error
     finally:
         model.zero_grad(set_to_none=True)
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        for layer, training in modes:
+            layer.training = training
     return None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -19,3 +21,17 @@ def seed_from(*place: int) -> None:
     random.seed(state)
     np.random.seed(state)
     torch.manual_seed(state)
+
+
+@contextlib.contextmanager
+def seeded(*place: int) -> Iterator[None]:
+    """Seed them inside only; afterwards each generator goes on as if nothing had been drawn."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            seed_from(*place)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

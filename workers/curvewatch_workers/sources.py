@@ -182,6 +182,13 @@ def _check_batch_size(batch_size: int, global_batch_size: int, parts: Collection
 
 def _of_loader(split: Split, loader: DataLoader[Any]) -> Source:
     where = f"TrainingTask.{split}"
+    # Looked up as the interpreter does, on the class.
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise TaskError(
+            f"{where} is a {type(loader).__name__}, which has an __iter__ of its own, but the engine loads the samples "
+            "itself to share them out and would pass it by; give a plain DataLoader, and change samples in the "
+            "dataset or in collate_fn"
+        )
     if loader.batch_size is None:
         what = (
             "has a batch_sampler of its own"

@@ -28,8 +28,9 @@ class TrainingTask:
 
     Datasets are map-style (`__len__` and `__getitem__`) and give pairs (inputs, target), or triples with the
     sample's weight in the loss; an IterableDataset must shard itself (`sources.ShardedIterable`). The model is called
-    with the batch of inputs on the right device. The callable runs once in each worker, after torch was
-    seeded, and must return the same model on each.
+    with the batch of inputs on the right device, laid out as the collate function does. Targets and outputs are
+    batch-first: metrics see small batches joined along the first dimension, unless outputs and targets differ in it.
+    The callable runs once in each worker, after torch was seeded, and must return the same model on each.
     """
 
     model: nn.Module

@@ -102,9 +102,10 @@ class Totals:
         """Sum what has another shape, and tell how many batches of this one can be kept."""
         self.flush()
         self._shape = outputs.shape
-        # Outputs that are a part of something keep the whole of it in memory.
+        # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
         size = outputs.untyped_storage().nbytes() + targets.nbytes
-        self._room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1))
+        joins = outputs.shape[:1] == targets.shape[:1]
+        self._room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1)) if joins else 0
         if self._shape not in self._tried:
             self._tried.add(self._shape)
             self._try(outputs, targets)

@@ -22,7 +22,6 @@ from curvewatch_workers.contract import (
     repeated_failure,
 )
 from curvewatch_workers.errors import (
-    LayoutMismatchError,
     SupersededError,
     UserCodeError,
     WorkersError,
@@ -235,7 +234,7 @@ def _build(
         return None, problem or ""
     try:
         trainer.require_agreement()
-    except LayoutMismatchError as error:
+    except WorkersError as error:
         return None, _task_ending(error).model_dump_json()
     return trainer, ""
 

@@ -265,8 +265,8 @@ class PolicySpec(Spec):
 
     on_nonfinite: Literal["continue", "skip_step", "stop"] = "continue"
     """What a loss or gradient that is NaN or infinite leads to: `continue` goes on, `skip_step` leaves the optimizer
-    step out (and reads one number from the device at each step), `stop` ends the run as failed at the end of the
-    epoch, without a checkpoint of it."""
+    step out (and reads one number from the device at each step; BatchNorm's statistics keep the batch), `stop` ends
+    the run as failed at the end of the epoch, without a checkpoint of it."""
     early_stopping: EarlyStoppingSpec | None = None
     """Stop when a number stops improving; null trains all epochs."""
     max_seconds: Number | None = Field(default=None, gt=0)
