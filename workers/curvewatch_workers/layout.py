@@ -186,9 +186,10 @@ class EpochLayout:
         host, sums_at = values[: self._host], (self._sums_at, self._sums_at + self._sums)
         ranks = host[self._ranks_at :].reshape(self._world_size, self._HOST_OF_RANK)
         shares = values[self._shares_at : self._sums_at].reshape(self._world_size, 2, 2)
+        for split, start in zip(SPLITS, sums_at, strict=True):
+            _require_mean(split, values[start : start + Totals.FIXED])
         splits = [
             self._read_split(
-                split,
                 values[start : start + self._sums],
                 SamplesSeen(samples=int(host[at]), checksum=int(host[at + 1])),
                 expected[split],
@@ -209,14 +210,8 @@ class EpochLayout:
         )
 
     def _read_split(
-        self, split: Split, sums: Sums, seen: SamplesSeen, expected: SamplesSeen, ranks: tuple[RankShare, ...]
+        self, sums: Sums, seen: SamplesSeen, expected: SamplesSeen, ranks: tuple[RankShare, ...]
     ) -> SplitRecord:
-        if sums[Totals.OVERLOOKED]:
-            raise TaskError(
-                f"the loss ignores {int(sums[Totals.OVERLOOKED])} targets (its ignore_index), so its mean is no mean "
-                "over samples; set TrainingTask.ignores_targets=True, or leave those samples out of the dataset"
-            )
-        require_weights(split, sums[Totals.WEIGHT_SUM])
         metrics: dict[str, MetricTotals] = {}
         matrices: dict[str, tuple[tuple[int, ...], ...]] = {}
         start = Totals.FIXED
@@ -241,6 +236,16 @@ class EpochLayout:
             matrices=matrices,
             ranks=ranks,
         )
+
+
+def _require_mean(split: Split, sums: Sums) -> None:
+    """Refuse sums that have no mean over the samples."""
+    if sums[Totals.OVERLOOKED]:
+        raise TaskError(
+            f"the loss ignores {int(sums[Totals.OVERLOOKED])} targets (its ignore_index), so its mean is no mean "
+            "over samples; set TrainingTask.ignores_targets=True, or leave those samples out of the dataset"
+        )
+    require_weights(split, sums[Totals.WEIGHT_SUM])
 
 
 def full_name(name: str, suffix: str) -> str:
