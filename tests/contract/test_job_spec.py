@@ -153,7 +153,7 @@ def test_every_example_is_a_valid_job(project_root: Path) -> None:
         code = list(job.parent.glob("*.py"))
         assert len(code) == 1, f"{job.parent} should hold one Python file"
         assert spec.code.entry.split(":")[0] == code[0].stem
-        longest = 100 if job.parent.name == "char_lm" else 60  # it writes its model out
+        longest = 110 if job.parent.name == "char_lm" else 60  # it writes its model out
         assert len(code[0].read_text().splitlines()) < longest
 
 
