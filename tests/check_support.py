@@ -10,6 +10,7 @@ from curvewatch_workers.check_report import CheckReport
 from curvewatch_workers.contract import read_job_spec
 
 HEAD = """
+import itertools
 import sys
 import torch
 import torchmetrics
@@ -42,6 +43,12 @@ class Rows(Dataset):
 
     def __getitem__(self, index):
         return self.rows[index]
+
+class Endless:
+    '''Rows of a stream that begin again.'''
+
+    def __getitem__(self, cut):
+        return itertools.cycle(list(data(48, 1))[cut])
 
 class Stream(IterableDataset):
     '''Samples that shard themselves, or say so.'''

@@ -102,6 +102,11 @@ def test_a_length_that_no_sample_answers_for_is_told(tmp_path: Path, split: str)
             "TrainingTask.train has a length of 40, but its 2 shards hold 48 samples",
         ),
         (
+            "train=Stream(Endless(), length=40)",
+            "warning",
+            "TrainingTask.train has a length of 40, but its 2 shards hold 82 samples or more: no receipt",
+        ),
+        (
             "train=Stream(list(data(1, 1)))",
             "error",
             "the shards of 1 of 2 workers hold no sample",
@@ -116,6 +121,20 @@ def test_the_shards_of_a_stream_are_looked_at(
 
     assert [one for one, _ in told(report)] == [severity] * (severity is not None), told(report)
     assert all(re.search(message, one.message) for one in report.findings), told(report)
+
+
+def test_a_loss_of_ones_own_may_have_its_classes_anywhere(tmp_path: Path) -> None:
+    body = (
+        "class ByToken(nn.Module):\n"
+        "        ignore_index = -100\n"
+        "        def forward(self, outputs, targets):\n"
+        "            return nn.functional.cross_entropy(outputs.movedim(-1, 1), targets, reduction='none')\n"
+        "    rows = [(torch.randint(5, (2,)), torch.tensor([3, 4])) for _ in range(73)]\n"
+        "    model = nn.Embedding(5, 5)\n"
+        "    return task(model=model, loss=ByToken(), train=Rows(rows[:50]), validation=Rows(rows[50:]))"
+    )
+
+    assert report_of(tmp_path, body, workers=1).good
 
 
 def test_the_shards_of_one_worker_need_not_differ_by_chance(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from curvewatch_workers.check_report import CheckDraft, CheckReport, Ends, WorkerShares, lines
@@ -107,10 +108,11 @@ class _Checker:
                 "each worker must have one at least: take fewer workers",
             )
         if sum(lengths) != source.size:
+            more = " or more" if max(lengths) > source.size else ""
             self.draft.find(
                 "warning",
                 f"TrainingTask.{source.split} has a length of {source.size}, but its {shards} shards hold "
-                f"{sum(lengths)} samples: no receipt will be exact; make __len__ the samples of all shards together",
+                f"{sum(lengths)} samples{more}: no receipt will be exact; make __len__ the samples of all shards",
             )
 
     def _describe_data(self, sources: dict[Split, Source], feed: TrainFeed) -> None:
@@ -171,11 +173,11 @@ class _Checker:
     def _look_at_samples(self, task: TrainingTask, sources: dict[Split, Source], trial: Trial) -> None:
         if any(source.streams for source in sources.values()):
             return
-        ignored: int | None = getattr(task.loss, "ignore_index", None)
-        if ignored is not None:
+        # Only of these it is known where in the outputs the classes are.
+        if isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss):
             for source in sources.values():
                 self.draft.doing = f"reading samples of TrainingTask.{source.split}"
-                message = labels_outside(source, ignored, trial.classes_of)
+                message = labels_outside(source, task.loss.ignore_index, trial.classes_of)
                 if message:
                     self.draft.find("error", message)
         self.draft.doing = "reading samples"

@@ -107,13 +107,15 @@ def lines(report: CheckReport) -> Iterator[str]:
     fewest = min((one.workers for one in report.shares), default=report.workers)
     yield f"{report.name} on {_range((fewest, report.workers))} worker{'s' if report.workers != 1 else ''}"
     if report.train_samples is not None:
-        yield _line("train", f"{report.train_samples} samples an epoch{_steps(report)}")
+        yield _line("train", f"{report.train_samples:,} samples an epoch{_steps(report)}")
     if report.validation_samples is not None:
-        yield _line("validation", f"{report.validation_samples} samples, none twice")
+        yield _line("validation", f"{report.validation_samples:,} samples, none twice")
     for share in report.shares:
         yield from _share(share)
     if report.parameters is not None:
-        yield _line("model", f"{report.parameters} parameters, {report.trainable_parameters} of them trained")
+        yield _line(
+            "model", f"{report.parameters:,} parameters, {report.trainable_parameters:,} of them trained"
+        )
     if report.optimizer_bytes is not None:
         held = (report.model_bytes or 0) + (report.gradient_bytes or 0) + report.optimizer_bytes
         yield _line(
@@ -141,7 +143,7 @@ def _steps(report: CheckReport) -> str:
     steps = report.steps_per_epoch
     if steps is None:
         return ", as a stream"
-    return f" in {steps} steps on every worker; {steps * report.epochs} steps in {report.epochs} epochs"
+    return f" in {steps:,} steps on every worker; {steps * report.epochs:,} steps in {report.epochs} epochs"
 
 
 def _share(share: WorkerShares) -> Iterator[str]:

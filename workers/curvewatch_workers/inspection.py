@@ -109,7 +109,7 @@ def shard_lengths(source: Source, shards: int) -> list[int] | None:
     if source.size > MOST_SAMPLES:
         return None
     return [
-        sum(1 for _ in itertools.islice(_shard(source, shard, shards), MOST_SAMPLES))
+        sum(1 for _ in itertools.islice(_shard(source, shard, shards), source.size + 1))
         for shard in range(shards)
     ]
 
