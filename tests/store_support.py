@@ -33,6 +33,11 @@ def job(**changes: object) -> JobSpec:
     return JobSpec.model_validate({**fields, **changes})
 
 
+def between(fewest: int, most: int, **changes: object) -> ScalingSpec:
+    """A range of workers."""
+    return ScalingSpec.model_validate({"workers": {"min": fewest, "max": most}, **changes})
+
+
 def database_url(folder: Path) -> str:
     """The URL of a SQLite file in a folder."""
     return f"sqlite:///{folder / 'curvewatch.db'}"

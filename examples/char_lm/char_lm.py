@@ -53,14 +53,20 @@ class Gpt(nn.Module):
 
 
 def texts(characters: int, length: int) -> TensorDataset:
-    """Cut the first characters of the standard library into texts and what follows each of their characters."""
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    source = "".join(path.read_text(encoding="utf-8", errors="replace") for path in files)[: characters + 1]
-    codes = torch.tensor(list(source.encode("ascii", "replace")))
-    rows = (len(codes) - 1) // length
-    return TensorDataset(
-        codes[: rows * length].view(rows, length), codes[1 : rows * length + 1].view(rows, length)
-    )
+    """Cut the first characters of the standard library into texts and what follows each of their characters.
+
+    A module's last text is filled up; nothing is asked there (-100), so that such a text weighs less.
+    """
+    inputs, targets = [], []
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        source = path.read_text(encoding="utf-8", errors="replace")[:characters]
+        characters -= len(source)
+        if len(source) > 1:
+            codes = torch.tensor(list(source.encode("ascii", "replace")))
+            missing = (0, -(len(codes) - 1) % length)
+            inputs.append(nn.functional.pad(codes[:-1], missing).view(-1, length))
+            targets.append(nn.functional.pad(codes[1:], missing, value=-100).view(-1, length))
+    return TensorDataset(torch.cat(inputs), torch.cat(targets))
 
 
 def build(
@@ -72,12 +78,14 @@ def build(
     characters: int = 400_000,
     learning_rate: float = 3e-3,
     warmup_steps: int = 40,
-    total_steps: int = 704,
+    epochs: int = 8,  # these two as in `training`: the schedule ends with the run
+    global_batch_size: int = 64,
 ) -> TrainingTask:
     data = texts(characters, length)
     held_out = len(data) // 10
     model = Gpt(width, layers, heads, length, dropout)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.1, betas=(0.9, 0.95))
+    total_steps = epochs * math.ceil((len(data) - held_out) / global_batch_size)
 
     def rate(step: int) -> float:
         if step < warmup_steps:

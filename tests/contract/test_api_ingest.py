@@ -14,6 +14,7 @@ import pytest
 from api_support import ServedApi, serve_api
 from curvewatch_service.api import ingest as ingest_api
 from curvewatch_service.planning import Resources
+from curvewatch_service.schemas import EventList
 from curvewatch_workers.series import INGEST_ERRORS, INGESTED_MESSAGES
 from store_support import attempt_message, epoch_message
 
@@ -39,6 +40,49 @@ def test_messages_are_durable_once_answered_and_count_once(api: ServedApi, run_i
     assert [record.epoch for record in api.services.store.epochs(run_id)] == [1]
     assert api.services.store.counters.value(INGESTED_MESSAGES, "epoch") == 1
     assert api.services.store.counters.value(INGEST_ERRORS) == 0
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "origin"),
+    [
+        (0, 0, "from the beginning"),
+        (3, 0, "after epoch 3"),
+        (3, 40, "after step 40 of epoch 4"),
+        (0, 7, "after step 7 of epoch 1"),
+    ],
+)
+def test_an_attempt_on_another_number_of_workers_is_told_and_where_it_begins(
+    api: ServedApi, run_id: str, epoch: int, step: int, origin: str
+) -> None:
+    second = attempt_message(2, resumed_after_epoch=epoch, world_size=3)
+    second = second.model_copy(update={"resumed_after_step": step})
+    for _ in range(2):  # told again, it is told once
+        assert api.tell(run_id, attempt_message(1, world_size=2), second).status_code == 200
+
+    answer = api.request("GET", f"/api/v1/runs/{run_id}/events")
+    told = {event.reason: event.message for event in EventList.model_validate_json(answer.content).events}
+    assert told["world_size_changed"] == "attempt 2 trains on 3 workers, the one before on 2"
+    assert told["worker_restart"] == f"attempt 2 started on 3 workers, {origin}"
+    reasons = [event.reason for event in api.services.store.events(run_id)]
+    assert (reasons.count("world_size_changed"), reasons.count("worker_restart")) == (1, 1)
+
+
+def test_an_attempt_on_as_many_workers_is_no_change(api: ServedApi, run_id: str) -> None:
+    api.tell(run_id, attempt_message(1), attempt_message(2, resumed_after_epoch=1))
+
+    reasons = [event.reason for event in api.services.store.events(run_id)]
+    assert "worker_restart" in reasons
+    assert "world_size_changed" not in reasons
+
+
+@pytest.mark.parametrize("field", ["resumed_after_step", "resumed_after_epoch", "world_size"])
+def test_an_attempt_with_a_number_below_its_least_is_refused(api: ServedApi, run_id: str, field: str) -> None:
+    told = {**json.loads(attempt_message(1).model_dump_json()), field: -1}
+    path = f"/api/v1/runs/{run_id}/ingest"
+    content = json.dumps({"messages": [told]})
+    answer = api.request("POST", path, token=api.ingest_token(run_id), content=content)
+    assert answer.status_code == 422
+    assert f"messages.0.attempt_started.{field}: Input should be greater than" in answer.json()["detail"]
 
 
 def test_no_message_at_all_asks_for_the_control_word(api: ServedApi, run_id: str) -> None:

@@ -12,43 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from curvewatch_workers.check import CheckReport, check, lines, main
-from curvewatch_workers.contract import read_job_spec
-
-HEAD = """
-import torch
-from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
-from torch.utils.data.distributed import DistributedSampler
-from curvewatch_workers.task import TrainingTask
-
-def data(samples, seed, classes=3):
-    generator = torch.Generator().manual_seed(seed)
-    return TensorDataset(torch.randn(samples, 4, generator=generator), torch.arange(samples) % classes)
-
-def task(**changes):
-    model = changes.pop("model", None) or nn.Linear(4, 3)
-    fields = dict(
-        model=model, train=data(50, 1), validation=data(23, 2), loss=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.Adam(model.parameters(), lr=0.1),
-    )
-    return TrainingTask(**{**fields, **changes})
-"""
-
-
-def report_of(folder: Path, body: str, training: str = "", workers: int = 3) -> CheckReport:
-    """Check a job whose `build` returns what the body says."""
-    module = f"checked_{abs(hash((body, training, workers)))}"
-    (folder / f"{module}.py").write_text(f"{HEAD}\ndef build():\n    {body}\n")
-    (folder / "job.yaml").write_text(
-        f"name: checked\ncode: {{task: '{module}:build'}}\nscaling: {{workers: {workers}}}\n"
-        f"training: {{epochs: 2, global_batch_size: 16{training}}}\n"
-    )
-    sys.path.insert(0, str(folder))
-    try:
-        return check(read_job_spec(folder))
-    finally:
-        sys.path.remove(str(folder))
+from check_support import report_of
+from curvewatch_workers.check import main
+from curvewatch_workers.check_report import lines
 
 
 def test_the_facts_of_a_good_job(tmp_path: Path) -> None:
@@ -57,8 +23,9 @@ def test_the_facts_of_a_good_job(tmp_path: Path) -> None:
     assert report.good
     assert report.findings == ()
     assert (report.train_samples, report.validation_samples, report.steps_per_epoch) == (50, 23, 4)
-    assert report.share_sizes == (0, 6)  # 16 over 3 workers, and 2 over 3 at the end
-    assert report.validation_samples_per_worker == (7, 8)
+    (share,) = report.shares
+    # 16 over 3 workers, and 2 over 3 at the end
+    assert (share.workers, share.train_samples, share.validation_samples) == (3, (0, 6), (7, 8))
     assert (report.parameters, report.trainable_parameters, report.model_bytes) == (15, 15, 60)
     # Adam keeps two numbers for each parameter, and a count for each tensor.
     assert (report.gradient_bytes, report.optimizer_bytes) == (60, 2 * 60 + 2 * 4)
@@ -105,7 +72,7 @@ def test_the_facts_of_a_good_job(tmp_path: Path) -> None:
             "return task(loss=lambda outputs, targets: outputs.sum(1) / 0)",
             "",
             "error",
-            "of 5 train samples is NaN or infinite at the start",
+            "of 6 train samples is NaN or infinite at the start",
         ),
         (
             "sampler = DistributedSampler(data(50, 1), num_replicas=3, rank=0)\n"
@@ -185,7 +152,8 @@ def test_the_text_says_all_and_the_exit_code_what_becomes_of_it(
     )
 
     text = "\n".join(lines(good))
-    assert "train        50 samples an epoch in 4 steps, 0 to 6 samples on each worker at a time" in text
+    assert "train        50 samples an epoch in 4 steps on every worker; 8 steps in 2 epochs" in text
+    assert "3 workers    on each 0 to 6 train samples at a time, 7 to 8 validation samples an epoch" in text
     assert "memory       248 bytes on each worker" in text
     assert text.endswith("nothing would go wrong that this check can see")
     assert "this job would fail" in "\n".join(lines(bad))

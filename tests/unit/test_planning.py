@@ -13,7 +13,7 @@ from curvewatch_service.planning import JobRequest, Resources, plan, require_fit
 from curvewatch_service.settings import Settings
 from curvewatch_service.store import Store
 from curvewatch_workers.contract import WORKER_JOB_VARIABLE, ScalingSpec, WorkerJob
-from store_support import database_url, job, new_run
+from store_support import between, database_url, job, new_run
 
 
 @pytest.fixture
@@ -97,6 +97,16 @@ def test_what_ray_is_told_does_not_grow_with_the_params(store: Store, tmp_path: 
             Resources(cpus=8, largest_node_cpus=4),
             ["6 CPUs on one node", "has 4", "scaling.cpus_per_worker"],
         ),
+        (
+            between(5, 8),
+            Resources(cpus=4),
+            ["5 workers", "5 CPUs", "has 4", "lower scaling.workers.min"],
+        ),
+        (
+            between(1, 8, gpus_per_worker=1),
+            Resources(cpus=4),
+            ["1 worker with 1 GPU", "has 0", "lower scaling.workers.min"],
+        ),
     ],
 )
 def test_what_can_never_fit_is_refused_with_the_numbers(
@@ -106,6 +116,19 @@ def test_what_can_never_fit_is_refused_with_the_numbers(
         require_fit(job(scaling=scaling), resources)
     for word in [*words, "digits"]:
         assert word in str(refused.value)
+
+
+def test_a_range_of_workers_fits_where_the_fewest_do(store: Store, tmp_path: Path) -> None:
+    scaling = between(2, 64)
+
+    require_fit(job(scaling=scaling), Resources(cpus=2))
+    assert Resources(cpus=2).holds(job(scaling=scaling))
+    assert not Resources(cpus=1.5).holds(job(scaling=scaling))
+    # The workers are told the range, not a number.
+    request = plan(new_run(store, scaling=scaling), settings=Settings(data_dir=tmp_path))
+    again = JobRequest.model_validate_json(request.model_dump_json()).worker_job
+    assert again is not None
+    assert again.spec.scaling == scaling
 
 
 def test_what_fits_exactly_is_taken() -> None:

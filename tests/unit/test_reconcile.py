@@ -31,7 +31,7 @@ from curvewatch_workers.contract import (
 )
 from curvewatch_workers.series import RECONCILE_ERRORS
 from reconcile_support import World, finished
-from store_support import attempt_message, epoch_message, new_run
+from store_support import attempt_message, between, epoch_message, new_run
 
 
 @pytest.fixture
@@ -269,6 +269,45 @@ def test_the_queue_is_served_by_age_and_no_smaller_run_overtakes(world: World) -
     world.reconciler.step()
     states = [world.run(run_id).state for run_id in "abc"]
     assert states == [RunState.SUCCEEDED, RunState.STARTING, RunState.STARTING]
+
+
+def test_a_range_of_workers_starts_with_the_fewest_and_holds_what_it_has(world: World) -> None:
+    """Of 4 CPUs."""
+    new_run(world.store, "a", scaling=between(1, 8))
+    new_run(world.store, "b", scaling=ScalingSpec(workers=2))
+    world.reconciler.step()
+    states = [world.run(run_id).state for run_id in "ab"]
+    assert states == [RunState.STARTING, RunState.STARTING]
+
+    # Ray gave it one more than the fewest before `c` was there.
+    world.cluster.start("a-1")
+    world.store.ingest("a", [attempt_message(1, world_size=2)])
+    new_run(world.store, "c", scaling=ScalingSpec(workers=1))
+    world.reconciler.step()
+    assert world.run("c").state is RunState.QUEUED
+
+    world.store.ingest("a", [attempt_message(2, world_size=1)])
+    world.reconciler.step()
+    assert world.run("c").state is RunState.STARTING
+
+
+def test_a_range_whose_fewest_do_not_fit_waits_for_the_others_to_end(world: World) -> None:
+    new_run(world.store, "a", scaling=ScalingSpec(workers=2))
+    new_run(world.store, "b", scaling=between(3, 4))
+    world.reconciler.step()
+    assert [world.run(run_id).state for run_id in "ab"] == [RunState.STARTING, RunState.QUEUED]
+
+    world.store.ingest("a", [finished(Outcome.SUCCEEDED)])
+    world.cluster.finish("a-1")
+    world.reconciler.step()
+    assert world.run("b").state is RunState.STARTING
+
+
+def test_a_range_whose_fewest_never_fit_our_own_ray_fails(world: World) -> None:
+    new_run(world.store, "a", scaling=between(5, 8))
+    world.reconciler.step()
+    assert world.run("a").state is RunState.FAILED
+    assert "lower scaling.workers.min" in world.run("a").reason
 
 
 def test_a_run_larger_than_our_own_ray_fails_without_holding_up_others(world: World) -> None:

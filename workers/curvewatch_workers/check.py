@@ -1,101 +1,58 @@
 """Try a job on this machine before it is submitted: ``python -m curvewatch_workers.check job.yaml``.
 
-Builds the task, looks at its data, takes one optimizer step as rank 0 of the job's workers and measures one
-validation batch, on the CPU. Nothing is stored and nothing is sent.
+Builds the task, looks at its data, takes optimizer steps as one of the job's workers and measures validation batches,
+on the CPU. Nothing is stored and nothing is sent.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
+import contextlib
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 
-from curvewatch_workers.batches import BatchPlan, IndexCounter
+from curvewatch_workers.check_report import CheckDraft, CheckReport, Ends, WorkerShares, lines
 from curvewatch_workers.contract import SPLITS, JobSpec, SpecError, Split, read_job_spec
-from curvewatch_workers.data import Batch
 from curvewatch_workers.decisions import make_stopper
-from curvewatch_workers.errors import TaskError, UserCodeError, user_traceback
-from curvewatch_workers.feeds import MapTrainFeed, TrainFeed, ValidationFeed, train_feed, validation_feed
-from curvewatch_workers.forward import Forward
+from curvewatch_workers.errors import TaskError, UserCodeError
+from curvewatch_workers.feeds import MapTrainFeed, TrainFeed, train_feed, validation_feed
 from curvewatch_workers.given_metrics import split_metrics
-from curvewatch_workers.inspection import labels_outside, shared_samples
-from curvewatch_workers.layout import EpochLayout, metric_names
-from curvewatch_workers.losses import Loss, ignored_target, require_weights
-from curvewatch_workers.model import batch_statistics, place, wrap
-from curvewatch_workers.probe import require_smallest_share
+from curvewatch_workers.inspection import (
+    first_samples,
+    labels_outside,
+    require_disjoint_shards,
+    require_length,
+    shard_lengths,
+    shared_samples,
+)
+from curvewatch_workers.layout import metric_names
+from curvewatch_workers.losses import ignored_target
+from curvewatch_workers.model import batch_statistics
 from curvewatch_workers.ranking import require_ranking
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.sources import Source, source_of_task
-from curvewatch_workers.step import OptimizerStep
 from curvewatch_workers.task import TrainingTask, load_task
 from curvewatch_workers.testing import FakeGroup
-from curvewatch_workers.totals import Totals
-
-
-class Finding(BaseModel):
-    """Something that would go wrong, or may."""
-
-    model_config = ConfigDict(frozen=True)
-
-    severity: Literal["error", "warning"]
-    message: str
-    traceback: str | None = None
-    """Where in the user's code it happened."""
-
-
-class CheckReport(BaseModel):
-    """What a job is, and what would go wrong; a number is null where the check did not get that far."""
-
-    name: str
-    workers: int
-    train_samples: int | None = None
-    validation_samples: int | None = None
-    steps_per_epoch: int | None = None
-    """Optimizer steps; null for a stream, whose end is not known before it is there."""
-    share_sizes: tuple[int, int] | None = None
-    """Smallest and largest number of samples that the model is called with in training."""
-    validation_samples_per_worker: tuple[int, int] | None = None
-    parameters: int | None = None
-    trainable_parameters: int | None = None
-    model_bytes: int | None = None
-    """Parameters and buffers."""
-    gradient_bytes: int | None = None
-    optimizer_bytes: int | None = None
-    """State of the optimizer after one step."""
-    train_loss: float | None = None
-    """Of the first global batch's share of rank 0, before the step."""
-    validation_loss: float | None = None
-    """Of rank 0's first validation batch, after the step."""
-    step_seconds: float | None = None
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def good(self) -> bool:
-        """Whether nothing is known that would end the run."""
-        return all(finding.severity != "error" for finding in self.findings)
+from curvewatch_workers.trial import Trial, describe_model
 
 
 def check(spec: JobSpec) -> CheckReport:
     """Try a job whose code can be imported; whatever is wrong is a finding."""
     checker = _Checker(spec)
+    draft = checker.draft
     try:
         checker.run()
     except UserCodeError as error:
-        checker.find("error", str(error), error.traceback_text)
+        draft.find("error", str(error), error.traceback_text)
     except TaskError as error:
-        checker.find("error", str(error))
-    except Exception as error:  # noqa: BLE001 - the user's model, data or loss
-        text = f"{checker.doing} raised {type(error).__name__}: {error}"
-        checker.find("error", text, user_traceback(error))
-    return checker.report.model_copy(update={"findings": tuple(checker.findings)})
+        draft.find("error", str(error))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's model, data or loss
+        draft.find_raised(error)
+    return draft.report
 
 
 class _Checker:
@@ -106,229 +63,172 @@ class _Checker:
         training = spec.training.model_copy(update=changes)
         self._spec = spec.model_copy(update={"training": training})
         self._asked_sync = spec.training.sync_batchnorm
-        self._group = FakeGroup(0, spec.scaling.max_workers)
-        self.report = CheckReport(name=spec.name, workers=spec.scaling.max_workers)
-        self.findings: list[Finding] = []
-        self.doing = "building the task"
-
-    def find(self, severity: Literal["error", "warning"], message: str, traceback: str | None = None) -> None:
-        self.findings.append(Finding(severity=severity, message=message, traceback=traceback))
+        self._workers = spec.scaling.max_workers
+        self._sizes = spec.scaling.possible_workers(self._workers)
+        self.draft = CheckDraft(
+            CheckReport(name=spec.name, workers=self._workers, epochs=spec.training.epochs)
+        )
 
     def run(self) -> None:
-        spec, group = self._spec, self._group
+        spec, workers = self._spec, self._workers
         seed_from(spec.training.seed, 0, 0)
         task = load_task(spec)
         sums, foreign = split_metrics(task.metrics, ignored_target(task.loss))
         names = (*metric_names(sums), *foreign)
         make_stopper(spec, names)
         require_ranking(spec.checkpoints.best, names)
-        sources = {split: source_of_task(split, task, spec, group.world_size) for split in SPLITS}
-        train = train_feed(sources["train"], spec.training, group)
-        validation = validation_feed(sources["validation"], spec.training, group)
-        self._describe_data(train, validation, sources)
-        model = place(task.model, spec.training, group)
-        self._describe_model(model)
-        loss = Loss(task.loss, ignores_targets=task.ignores_targets)
-        forward = Forward(loss, group, spec.training.precision)
-        self._look_at_data(task, sources)
-        if not self._goes_on:
-            return  # the step would fail of the same
-        if isinstance(train, MapTrainFeed):
-            self.doing = "a train step on the smallest share"
-            sizes = spec.scaling.possible_workers(group.world_size)
-            require_smallest_share(model, forward, train, sizes)
-        self._train(task, model, forward, loss, train)
-        if self._goes_on:
-            self._validate(model, forward, loss, validation)
+        sources = {split: source_of_task(split, task, spec, workers) for split in SPLITS}
+        for source in sources.values():
+            self._look_at_length(source)
+        # Of a global batch smaller than the group the last rank has a sample; the first may have none.
+        last = FakeGroup(workers - 1, workers)
+        feed = train_feed(sources["train"], spec.training, last)
+        self._describe_data(sources, feed)
+        self._look_at_schedule(task, sources["train"])
+        trial = Trial(task, spec, last, self.draft)
+        describe_model(trial.model, task, self.draft)
+        self._look_at_batch_statistics(trial)
+        self._look_at_samples(task, sources, trial)
+        if self.draft.report.good:  # else the step would fail of the same
+            self._try(trial, feed, sources["validation"])
 
-    @property
-    def _goes_on(self) -> bool:
-        return all(finding.severity != "error" for finding in self.findings)
+    def _look_at_length(self, source: Source) -> None:
+        self.draft.doing = f"reading samples of TrainingTask.{source.split}"
+        if not source.streams:
+            require_length(source)
+            return
+        require_disjoint_shards(source)
+        shards = max(self._workers, 2)
+        lengths = shard_lengths(source, shards)
+        if lengths is None:
+            return
+        if source.split == "train" and not all(lengths[: self._workers]):
+            self.draft.find(
+                "error",
+                f"TrainingTask.train: the shards of {lengths.count(0)} of {self._workers} workers hold no sample; "
+                "each worker must have one at least: take fewer workers",
+            )
+        if sum(lengths) != source.size:
+            more = " or more" if max(lengths) > source.size else ""
+            self.draft.find(
+                "warning",
+                f"TrainingTask.{source.split} has a length of {source.size}, but its {shards} shards hold "
+                f"{sum(lengths)} samples{more}: no receipt will be exact; make __len__ the samples of all shards",
+            )
 
-    def _describe_data(
-        self, train: TrainFeed, validation: ValidationFeed, sources: dict[Split, Source]
-    ) -> None:
-        workers = self._group.world_size
-        samples, measured = train.expected(1).samples, validation.expected(1).samples
-        self._note(
+    def _describe_data(self, sources: dict[Split, Source], feed: TrainFeed) -> None:
+        measured = self._measured(sources["validation"])
+        samples = feed.expected(1).samples
+        plan = feed.plan(samples) if isinstance(feed, MapTrainFeed) else None
+        streams = sources["validation"].streams
+        self.draft.note(
             train_samples=samples,
             validation_samples=measured,
-            validation_samples_per_worker=(measured // workers, -(-measured // workers)),
+            steps_per_epoch=plan.steps if plan else None,
+            shares=tuple(
+                WorkerShares(
+                    workers=workers,
+                    train_samples=_ends(plan.share_sizes(workers)) if plan else None,
+                    validation_samples=None if streams else _ends(_shard_sizes(measured, workers)),
+                )
+                for workers in sorted({min(self._sizes), max(self._sizes)})
+            ),
         )
-        if isinstance(train, MapTrainFeed):
-            plan: BatchPlan = train.plan(samples)
-            sizes = plan.share_sizes(workers)
-            self._note(steps_per_epoch=plan.steps, share_sizes=(min(sizes), max(sizes)))
-        if measured < workers and not sources["validation"].streams:
-            self.find("warning", f"{measured} validation samples leave some of {workers} workers without any")
+        if measured < self._workers and not streams:
+            self.draft.find(
+                "warning", f"{measured} validation samples leave some of {self._workers} workers without any"
+            )
 
-    def _describe_model(self, model: nn.Module) -> None:
-        parameters = list(model.parameters())
-        trainable = [parameter for parameter in parameters if parameter.requires_grad]
-        self._note(
-            parameters=sum(parameter.numel() for parameter in parameters),
-            trainable_parameters=sum(parameter.numel() for parameter in trainable),
-            model_bytes=_bytes([*parameters, *model.buffers()]),
-            gradient_bytes=_bytes(trainable),
-        )
-        layers = batch_statistics(model)
-        if layers and self._group.world_size > 1 and not self._asked_sync:
-            self.find(
+    def _measured(self, source: Source) -> int:
+        return validation_feed(source, self._spec.training, FakeGroup(0, self._workers)).expected(1).samples
+
+    def _look_at_schedule(self, task: TrainingTask, train: Source) -> None:
+        schedule, training = task.scheduler, self._spec.training
+        if not isinstance(schedule, OneCycleLR):
+            return
+        # Of a stream no fewer: a step takes a global batch at the most.
+        steps = self.draft.report.steps_per_epoch or -(-train.size // training.global_batch_size)
+        moves = training.epochs * (steps if task.scheduler_step == "step" else 1)
+        planned = int(schedule.total_steps)
+        what = f"TrainingTask.scheduler: OneCycleLR has total_steps {planned}, and this job moves it {moves} times"
+        if moves > planned:
+            self.draft.find("error", f"{what}, which raises in the middle of the run; make it {moves}")
+        elif moves < planned and task.scheduler_step == "epoch":
+            self.draft.find(
+                "warning", f"{what}, once an epoch; set scheduler_step='step', or make it {moves}"
+            )
+
+    def _look_at_batch_statistics(self, trial: Trial) -> None:
+        layers = batch_statistics(trial.model)
+        if layers and self._workers > 1 and not self._asked_sync:
+            self.draft.find(
                 "warning",
                 f"{len(layers)} BatchNorm layers ({layers[0]}, ...) take their statistics from each worker's share: "
                 "the curve depends on the number of workers; set training.sync_batchnorm on GPUs, or use GroupNorm",
             )
-        if self._asked_sync and self._group.world_size > 1 and not self._spec.scaling.gpus_per_worker:
-            self.find(
+        if self._asked_sync and self._workers > 1 and not self._spec.scaling.gpus_per_worker:
+            self.draft.find(
                 "error", "training.sync_batchnorm is true, but scaling.gpus_per_worker is 0: it needs GPUs"
             )
 
-    def _look_at_data(self, task: TrainingTask, sources: dict[Split, Source]) -> None:
-        self.doing = "reading samples"
+    def _look_at_samples(self, task: TrainingTask, sources: dict[Split, Source], trial: Trial) -> None:
         if any(source.streams for source in sources.values()):
             return
-        classes = getattr(task.loss, "ignore_index", None) is not None
-        if classes:
-            for split, source in sources.items():
-                for message in labels_outside(split, source, task):
-                    self.find("error", message)
+        # Only of these it is known where in the outputs the classes are.
+        if isinstance(task.loss, nn.CrossEntropyLoss | nn.NLLLoss):
+            for source in sources.values():
+                self.draft.doing = f"reading samples of TrainingTask.{source.split}"
+                message = labels_outside(source, task.loss.ignore_index, trial.classes_of)
+                if message:
+                    self.draft.find("error", message)
+        self.draft.doing = "reading samples"
         shared = shared_samples(sources["train"], sources["validation"])
         if shared:
-            self.find("warning", shared)
+            self.draft.find("warning", shared)
 
-    def _train(
-        self, task: TrainingTask, model: nn.Module, forward: Forward, loss: Loss, feed: TrainFeed
-    ) -> None:
-        self.doing = "the first train step"
-        step = OptimizerStep(model, task.optimizer, forward, self._group, self._spec)
-        totals = _totals(loss)
+    def _try(self, trial: Trial, feed: TrainFeed, validation: Source) -> None:
+        if isinstance(feed, MapTrainFeed):
+            trial.try_smallest_share(feed)
+        self.draft.doing = "reading the first train batch"
         seed_from(self._spec.training.seed, 1, 0)
-        model.train()
         batch = next(feed.steps(1))
-        clock = time.perf_counter()
-        forms = wrap(model, self._spec.training, self._group)
-        try:
-            step.take(forms, batch, totals, IndexCounter())
-        except RuntimeError as error:
-            if "does not require grad" in str(error):
-                raise TaskError(
-                    "the loss has no gradient: it does not depend on the model's parameters, or was detached "
-                    "(item(), detach(), no_grad) on its way"
-                ) from error
-            raise
-        seconds = time.perf_counter() - clock
-        state = [one for entry in task.optimizer.state.values() for one in entry.values()]
-        optimizer_bytes = _bytes([one for one in state if isinstance(one, Tensor)])
-        self._note(step_seconds=seconds, train_loss=_mean(totals), optimizer_bytes=optimizer_bytes)
-        self._judge_loss("train", totals)
-        self._judge_gradient(model)
+        trial.train(batch)
+        if not self.draft.report.good:
+            return
+        shares = self.draft.report.shares
+        trial.try_train_metrics(
+            batch.micro_batches[-1],
+            empty=any(one.train_samples and not one.train_samples[0] for one in shares),
+        )
+        self.draft.doing = "reading the first validation batch"
+        # Of a shard shorter than others, the last rank may have no sample.
+        own = validation_feed(validation, self._spec.training, FakeGroup(0, self._workers))
+        measured = next(iter(own.batches(1)), None)
+        if measured is None:
+            return
+        trial.validate(measured)
+        if not validation.streams:
+            rows, workers = self._smallest_batch(validation)
+            if rows < measured.samples:
+                trial.try_last_batch(first_samples(validation, rows), workers)
 
-    def _judge_gradient(self, model: nn.Module) -> None:
-        trainable = {name: one for name, one in model.named_parameters() if one.requires_grad}
-        unused = [name for name, one in trainable.items() if one.grad is None]
-        if len(unused) == len(trainable) or not any(
-            bool(one.grad.to_dense().any()) for one in trainable.values() if one.grad is not None
-        ):
-            self.find(
-                "error", "no parameter has a gradient other than 0: the loss does not depend on the model"
-            )
-        elif unused and self._group.world_size > 1 and not self._spec.training.find_unused_parameters:
-            self.find(
-                "error",
-                f"the loss does not depend on {len(unused)} parameters ({unused[0]}, ...), for which several workers "
-                "would wait for ever; set training.find_unused_parameters, or take them out of the model",
-            )
-
-    def _judge_loss(self, split: Split, totals: Totals) -> None:
-        require_weights(split, float(totals.sums[Totals.WEIGHT_SUM]))
-        spoilt = int(totals.sums[Totals.NONFINITE])
-        if spoilt:
-            self.find("error", f"the loss of {spoilt} {split} samples is NaN or infinite at the start")
-        overlooked = int(totals.sums[Totals.OVERLOOKED])
-        if overlooked:
-            self.find(
-                "error",
-                f"the loss ignores {overlooked} {split} targets; set TrainingTask.ignores_targets=True",
-            )
-
-    def _validate(self, model: nn.Module, forward: Forward, loss: Loss, feed: ValidationFeed) -> None:
-        self.doing = "the first validation batch"
-        model.eval()
-        totals = _totals(loss)
-        with torch.inference_mode():
-            batch: Batch | None = next(feed.batches(1), None)
-            if batch is None:
-                return
-            forward(model, batch, totals)
-            totals.flush()
-        self._note(validation_loss=_mean(totals))
-        self._judge_loss("validation", totals)
-
-    def _note(self, **numbers: object) -> None:
-        self.report = self.report.model_copy(update=numbers)
+    def _smallest_batch(self, source: Source) -> tuple[int, int]:
+        """Return the samples of the smallest validation batch of any rank, and of how many ranks."""
+        samples, training = self._measured(source), self._spec.training
+        smallest = []
+        for workers in self._sizes:
+            size = source.batch_size or -(-training.global_batch_size // (workers * training.micro_batches))
+            lengths = (length for length in _shard_sizes(samples, workers) if length)
+            smallest.append((min(length % size or size for length in lengths), workers))
+        return min(smallest)
 
 
-def _totals(loss: Loss) -> Totals:
-    return Totals(loss, (), EpochLayout({}, 1).sums(EpochLayout({}, 1).empty(torch.device("cpu")), "train"))
+def _shard_sizes(samples: int, workers: int) -> set[int]:
+    return {samples // workers, -(-samples // workers)}
 
 
-def _mean(totals: Totals) -> float | None:
-    totals.flush()
-    loss, weight = (float(totals.sums[slot]) for slot in (Totals.LOSS_SUM, Totals.WEIGHT_SUM))
-    return loss / weight if weight and math.isfinite(loss) else None
-
-
-def _bytes(tensors: list[Tensor] | list[nn.Parameter]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def lines(report: CheckReport) -> Iterator[str]:
-    """Yield the report as text for a person."""
-    workers = f"{report.workers} worker{'s' if report.workers != 1 else ''}"
-    yield f"{report.name} on {workers}"
-    if report.train_samples is not None:
-        yield f"  train        {report.train_samples} samples an epoch{_steps(report)}"
-    if report.validation_samples_per_worker is not None:
-        share = _range(report.validation_samples_per_worker)
-        yield f"  validation   {report.validation_samples} samples, {share} on each worker, none twice"
-    if report.parameters is not None:
-        yield f"  model        {report.parameters} parameters, {report.trainable_parameters} of them trained"
-    if report.optimizer_bytes is not None:
-        held = (report.model_bytes or 0) + (report.gradient_bytes or 0) + report.optimizer_bytes
-        yield f"  memory       {_size(held)} on each worker for model, gradient and optimizer, activations aside"
-    if report.step_seconds is not None:
-        yield f"  first step   loss {_loss(report.train_loss)}, {report.step_seconds:.3f} s on this CPU"
-    if report.validation_loss is not None:
-        yield f"  first batch  validation loss {_loss(report.validation_loss)}"
-    for finding in report.findings:
-        yield f"{finding.severity}: {finding.message}"
-        if finding.traceback:
-            yield finding.traceback.rstrip()
-    yield "nothing would go wrong that this check can see" if report.good else "this job would fail"
-
-
-def _steps(report: CheckReport) -> str:
-    if report.steps_per_epoch is None or report.share_sizes is None:
-        return ", as a stream"
-    return (
-        f" in {report.steps_per_epoch} steps, {_range(report.share_sizes)} samples on each worker at a time"
-    )
-
-
-def _range(ends: tuple[int, int]) -> str:
-    return str(ends[0]) if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-
-
-def _loss(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.6g}"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.4g} {unit}"
+def _ends(numbers: Collection[int]) -> Ends:
+    return min(numbers), max(numbers)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -347,7 +247,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     folder = options.job if options.job.is_dir() else options.job.parent
     sys.path.insert(0, str((folder / spec.code.working_dir).resolve()))
-    report = check(spec)
+    # What the user's code prints is no part of the report.
+    with contextlib.redirect_stdout(sys.stderr):
+        report = check(spec)
     text = report.model_dump_json(indent=2) if options.json else "\n".join(lines(report))
     sys.stdout.write(f"{text}\n")
     return 0 if report.good else 2

@@ -1,52 +1,82 @@
-"""What can be seen of a task's data by reading samples: labels that fit no class, samples in both splits."""
+"""What can be seen of a task's data by reading samples: labels of no class, wrong lengths, samples counted twice."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from curvewatch_workers.contract import Split
 from curvewatch_workers.data import Batch, ShareLoader
-from curvewatch_workers.sources import Source
-from curvewatch_workers.task import TrainingTask
+from curvewatch_workers.errors import TaskError
+from curvewatch_workers.sources import ShardedIterable, Source
 
 MOST_SAMPLES = 20_000
 """Of each split; in large data, samples at equal distances."""
 _BATCH = 256
+_FIRST = 16
+"""Samples of a stream's shards that are compared."""
 
 
-def labels_outside(split: Split, source: Source, task: TrainingTask) -> Iterator[str]:
-    """Yield what is wrong with the class labels of a split, one sentence at the most.
+def first_samples(source: Source, number: int) -> Batch:
+    """Return a batch of the first so many samples of a map-style dataset."""
+    return ShareLoader(_in_this_process(source), torch.device("cpu")).trial(np.arange(number))
 
-    The classes are those of the outputs that the model gives for the first sample.
+
+def require_length(source: Source) -> None:
+    """Check that a map-style dataset gives its last sample.
+
+    Raises:
+        TaskError: It does not.
+    """
+    last = source.size - 1
+    try:
+        source.dataset[last]
+    except IndexError as error:
+        raise TaskError(
+            f"TrainingTask.{source.split} has a length of {source.size}, but its sample {last} raises IndexError: "
+            f"{error}; make __len__ the number of samples that __getitem__ gives, from 0"
+        ) from error
+
+
+def labels_outside(source: Source, ignored: int, classes_of: Callable[[Batch], int]) -> str | None:
+    """Return what is wrong with the class labels of a split, None when nothing is.
+
+    Args:
+        source: The split.
+        ignored: Label that the loss leaves out.
+        classes_of: Tells how many classes the model knows.
     """
     classes: int | None = None
-    ignored: int = getattr(task.loss, "ignore_index", -100)
     wrong: set[int] = set()
     for batch in _batches(source):
         if batch.targets.is_floating_point():
-            return
+            return None
         if classes is None:
-            classes = _classes(task, batch)
+            # Two, because a model that squeezes its outputs need never be given one.
+            classes = classes_of(first_samples(source, min(2, source.size)))
         targets = batch.targets[batch.targets != ignored]
         wrong |= set(targets[(targets < 0) | (targets >= classes)].tolist())
-    if wrong:
-        some = ", ".join(str(label) for label in sorted(wrong)[:5])
-        yield (
-            f"TrainingTask.{split} has labels that are no class of the model ({some}): it gives {classes} logits, so "
-            f"labels go from 0 to {(classes or 0) - 1}; count from 0, or give the model more classes"
-        )
+    if not wrong or classes is None:
+        return None
+    some = ", ".join(str(label) for label in sorted(wrong)[:5])
+    return (
+        f"TrainingTask.{source.split} has labels that are no class of the model ({some}): it gives {classes} logits, "
+        f"so labels go from 0 to {classes - 1}; count from 0, or give the model more classes"
+    )
 
 
 def shared_samples(train: Source, validation: Source) -> str | None:
-    """Return a sentence about inputs that are in both splits, None when none was seen."""
-    known = {digest for batch in _batches(train) for digest in _digests(batch)}
-    digests = [digest for batch in _batches(validation) for digest in _digests(batch)]
+    """Return a sentence about samples that are in both splits, None when none was seen.
+
+    A sample of which nothing is known but its address in memory is left out.
+    """
+    known = set(_digests(train))
+    digests = [digest for digest in _digests(validation) if digest is not None]
     shared = sum(digest in known for digest in digests)
     if not shared:
         return None
@@ -56,32 +86,86 @@ def shared_samples(train: Source, validation: Source) -> str | None:
     )
 
 
+def require_disjoint_shards(source: Source) -> None:
+    """Check that two shards of a stream are two.
+
+    Raises:
+        TaskError: They begin with the same samples.
+    """
+    one, other = (
+        [digest_of(sample) for sample in itertools.islice(_shard(source, shard, 2), _FIRST)]
+        for shard in (0, 1)
+    )
+    varies = len(set(one)) > 1 and None not in one
+    if varies and one == other:
+        raise TaskError(
+            f"TrainingTask.{source.split}: shard(0, 2) and shard(1, 2) begin with the same samples, so that each would "
+            "be counted once on every worker; shard(shard, shards) must return every shards-th sample, or another of "
+            "so many disjoint parts"
+        )
+
+
+def shard_lengths(source: Source, shards: int) -> list[int] | None:
+    """Return the samples in each of so many shards of a stream; None when the stream is too long to be read."""
+    if source.size > MOST_SAMPLES:
+        return None
+    return [
+        sum(1 for _ in itertools.islice(_shard(source, shard, shards), source.size + 1))
+        for shard in range(shards)
+    ]
+
+
+def digest_of(sample: object) -> bytes | None:
+    """Return a hash of a sample's content, None when some of it cannot be told."""
+    digest = hashlib.blake2b(digest_size=16)
+    return digest.digest() if all(_told(digest, sample)) else None
+
+
+def _told(digest: hashlib.blake2b, value: object) -> Iterator[bool]:
+    """Hash a value and what is in it; yield for each part whether it could be told."""
+    if isinstance(value, Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        flat = value.detach().cpu().to_dense().contiguous().reshape(-1)
+        # As bytes: NumPy has no bfloat16.
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        yield True
+    elif isinstance(value, np.ndarray | np.generic):
+        yield not value.dtype.hasobject
+        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    elif value is None or type(value) in (str, bytes, bool, int, float, complex):
+        digest.update(repr(value).encode())
+        yield True
+    elif isinstance(value, Mapping):
+        yield from _told(digest, list(value.items()))
+    elif type(value) in (list, tuple):
+        digest.update(f"[{len(cast('list[Any]', value))}]".encode())
+        for entry in cast("list[Any]", value):
+            yield from _told(digest, entry)
+    elif hasattr(value, "__array_interface__"):  # an image of Pillow
+        yield from _told(digest, np.asarray(value))
+    else:
+        yield False
+
+
+def _digests(source: Source) -> Iterator[bytes | None]:
+    for index in _looked_at(source):
+        yield digest_of(source.dataset[int(index)])
+
+
 def _batches(source: Source) -> Iterator[Batch]:
     loader = ShareLoader(_in_this_process(source), torch.device("cpu"))
-    step = -(-source.size // MOST_SAMPLES)
-    indices = np.arange(0, source.size, step)
+    indices = _looked_at(source)
     for start in range(0, len(indices), _BATCH):
         yield loader.trial(indices[start : start + _BATCH])
+
+
+def _looked_at(source: Source) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.arange(0, source.size, -(-source.size // MOST_SAMPLES))
 
 
 def _in_this_process(source: Source) -> Source:
     return Source(split=source.split, dataset=source.dataset, collate=source.collate)
 
 
-@torch.inference_mode()
-def _classes(task: TrainingTask, batch: Batch) -> int:
-    training = task.model.training
-    task.model.eval()
-    first = pytree.tree_map_only(Tensor, lambda tensor: tensor[:1], batch.inputs)
-    outputs = task.model(first)
-    task.model.train(training)
-    return int(outputs.shape[1])
-
-
-def _digests(batch: Batch) -> Iterator[bytes]:
-    leaves = [leaf for leaf in pytree.tree_leaves(batch.inputs) if isinstance(leaf, Tensor)]
-    for row in range(batch.samples):
-        digest = hashlib.blake2b(digest_size=16)
-        for leaf in leaves:
-            digest.update(leaf[row].contiguous().cpu().numpy().tobytes())
-        yield digest.digest()
+def _shard(source: Source, shard: int, shards: int) -> Iterator[Any]:
+    return iter(cast("ShardedIterable", source.dataset).shard(shard, shards))

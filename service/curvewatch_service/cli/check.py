@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,5 +33,16 @@ def check(
     read_job_folder(job)
     # A process of its own: this program never loads torch, and the job's code may do what it likes.
     command = [sys.executable, "-m", "curvewatch_workers.check", str(job)]
-    done = subprocess.run([*command, "--json"] if as_json else command, check=False)
+    done = subprocess.run(
+        [*command, "--json"] if as_json else command, stdout=subprocess.PIPE, encoding="utf-8", check=False
+    )
+    typer.echo(done.stdout, nl=False)
+    if done.returncode < 0 or not (done.returncode or done.stdout):
+        how = f"by {signal.Signals(-done.returncode).name}" if done.returncode else "without a word"
+        typer.echo(
+            f"Error: the job's code ended the check {how}; SIGKILL mostly means that memory ran out, else look for "
+            "os._exit in what it calls",
+            err=True,
+        )
+        raise typer.Exit(EXIT_USAGE)
     raise typer.Exit(done.returncode)
