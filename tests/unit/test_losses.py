@@ -308,3 +308,10 @@ def test_whole_weights_stay_whole() -> None:
 def test_negative_class_weights_are_refused_at_the_start() -> None:
     with pytest.raises(TaskError, match=r"class weights of CrossEntropyLoss.*negative"):
         Loss(nn.CrossEntropyLoss(weight=torch.tensor([1.0, -1.0])))
+
+
+def test_an_empty_share_may_have_a_sum_and_a_weight() -> None:
+    made = Loss(token_mean)(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
+
+    assert made.weights is not None
+    assert float(made.sums) == float(made.weights) == 0.0

@@ -21,7 +21,8 @@ def require_unstretched(what: str, values: Tensor, outputs: object, targets: Ten
         TaskError: There are more.
     """
     leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    if values.numel() > max(tensor.numel() for tensor in (*leaves, targets)):
+    # Of an empty share, a sum over the batch is still one value.
+    if values.dim() and values.numel() > max(tensor.numel() for tensor in (*leaves, targets)):
         shapes = " and ".join(str(tuple(leaf.shape)) for leaf in leaves)
         raise TaskError(
             f"{what} gave {values.numel()} values for outputs of shape {shapes} and targets of shape "
