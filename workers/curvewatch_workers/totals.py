@@ -13,7 +13,7 @@ from curvewatch_workers.losses import BatchLoss, Loss
 from curvewatch_workers.metrics import SumMetric
 from curvewatch_workers.metrics.foreign import ForeignMetrics
 
-_KEPT_BATCHES = 64
+_KEPT_BATCHES = 256
 _KEPT_BYTES = 1 << 19
 """Small batches that are kept before they are summed, and what their outputs may hold in memory."""
 _LARGEST_WEIGHT = 1e145

@@ -98,10 +98,15 @@ class ClassMean(ClassMetric):
     def update(self, sums: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add logits [batch, classes, ...] with their classes [batch, ...]."""
         logits, true, kept = self._classified(outputs, targets)
-        values = self._values(logits, true).double()
-        counted = kept & (values.abs() < LARGEST_VALUE)  # false for NaN too
+        values = self._values(logits, true)
         outside = kept & (true == logits.shape[1])
-        rows = torch.stack([torch.where(counted, values, 0.0), counted.double(), outside.double()])
+        if values.dtype is torch.bool:
+            # Hits need no look for what is not finite, and few kernels.
+            rows = torch.stack([values & kept, kept, outside])
+        else:
+            values = values.double()
+            counted = kept & (values.abs() < LARGEST_VALUE)  # false for NaN too
+            rows = torch.stack([torch.where(counted, values, 0.0), counted.double(), outside.double()])
         sums += rows.flatten(1).sum(dim=1)
 
     def read(self, sums: Sums) -> MetricReading:
@@ -114,7 +119,7 @@ class ClassMean(ClassMetric):
         return single(MetricTotals(total=float(sums[0]), count=int(sums[1])))
 
     def _values(self, logits: Tensor, true: Tensor) -> Tensor:
-        """Return the value of each label; what it gives for one that is no class is not reported."""
+        """Return the value of each label, or whether it is a hit; of one that is no class nothing is reported."""
         raise NotImplementedError
 
 

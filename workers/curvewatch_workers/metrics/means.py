@@ -20,7 +20,7 @@ class Accuracy(ClassMean):
         super().__init__(ignore_index)
 
     def _values(self, logits: Tensor, true: Tensor) -> Tensor:
-        return (logits.argmax(dim=1) == true).float()
+        return logits.argmax(dim=1) == true
 
 
 class TopKAccuracy(ClassMean):
@@ -46,7 +46,7 @@ class TopKAccuracy(ClassMean):
                 f"TopKAccuracy(k={self._k}) needs at least {self._k} logits in dimension 1, got outputs of shape "
                 f"{tuple(logits.shape)}; lower k"
             )
-        return (logits.topk(self._k, dim=1).indices == true.unsqueeze(1)).any(dim=1).float()
+        return (logits.topk(self._k, dim=1).indices == true.unsqueeze(1)).any(dim=1)
 
 
 class MeanAbsoluteError:
