@@ -20,8 +20,8 @@ from torch import Tensor
 
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import Control
+from curvewatch_workers.epoch_buffer import EpochBuffer, LeaderNotes
 from curvewatch_workers.group import Group, join_torchrun, leave
-from curvewatch_workers.layout import EpochLayout, LeaderNotes
 from curvewatch_workers.metrics import Accuracy, ConfusionMatrix, SumMetric, as_sum_metric
 from measuring import installed, interleaved, seconds_of, setting
 
@@ -42,7 +42,7 @@ COLLECTIVES = (
 
 def ours(group: Group, metrics: dict[str, SumMetric]) -> tuple[dict[str, Call], int]:
     """Return the end of an epoch as the loop does it, without and with the record, and the bytes of its buffer."""
-    layout = EpochLayout(metrics, group.world_size)
+    buffer = EpochBuffer(metrics, group)
     notes = LeaderNotes(
         control=Control.CONTINUE,
         checkpoint_allowed=True,
@@ -50,18 +50,18 @@ def ours(group: Group, metrics: dict[str, SumMetric]) -> tuple[dict[str, Call], 
         gradient_norm=torch.zeros((), device=group.device),
     )
     seen = SamplesSeen(samples=1, checksum=1)
-    buffer = layout.empty(group.device)
 
     # Nothing is added to the sums here, so that they need not be set back to zero.
     def sync() -> Tensor:
-        layout.fill(buffer, group, notes, {"train": seen, "validation": seen}, 1.0, 0)
-        group.all_reduce_sum(buffer)
-        return buffer.cpu()
+        buffer.fill(notes, {"train": seen, "validation": seen}, 1.0, 0)
+        buffer.reduce()
+        return buffer.values.cpu()
 
     def sync_and_record() -> None:
-        layout.read(sync(), {"train": seen, "validation": seen})
+        sync()
+        buffer.read({"train": seen, "validation": seen})
 
-    return {OURS: sync, f"{OURS}, with its record": sync_and_record}, 8 * layout.size
+    return {OURS: sync, f"{OURS}, with its record": sync_and_record}, buffer.values.nbytes
 
 
 def bare(group: Group, size: int) -> Call:

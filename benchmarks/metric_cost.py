@@ -20,8 +20,8 @@ from torch import nn
 
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import Control
+from curvewatch_workers.epoch_buffer import EpochBuffer, LeaderNotes
 from curvewatch_workers.group import Group, join_torchrun, leave
-from curvewatch_workers.layout import EpochLayout, LeaderNotes
 from curvewatch_workers.losses import Loss
 from curvewatch_workers.metrics import Accuracy, as_sum_metric
 from curvewatch_workers.totals import Totals
@@ -42,15 +42,12 @@ class Ours(Variant):
         self._group = group
         self._metrics = {"accuracy": as_sum_metric(Accuracy())}
         self._loss = Loss(nn.CrossEntropyLoss())
-        self._layout = EpochLayout(self._metrics, group.world_size)
-        self._buffer = self._layout.empty(group.device)
-        self._totals = Totals(
-            self._loss, tuple(self._metrics.values()), self._layout.sums(self._buffer, "train")
-        )
+        self._buffer = EpochBuffer(self._metrics, group)
+        self._totals = Totals(self._loss, tuple(self._metrics.values()), self._buffer.sums("train"))
 
     def train(self, work: Work) -> None:
         """Train and sum."""
-        self._buffer.zero_()
+        self._buffer.clear()
         for inputs, targets in work.train:
             outputs = work.wrapped(inputs)
             loss = self._loss(outputs, targets)
@@ -61,7 +58,7 @@ class Ours(Variant):
     @torch.inference_mode()
     def validate(self, work: Work) -> None:
         """Validate and sum."""
-        self._buffer.zero_()
+        self._buffer.clear()
         for inputs, targets in work.validation:
             outputs = work.model(inputs)
             self._totals.add(self._loss(outputs, targets), outputs, targets)
@@ -74,12 +71,12 @@ class Ours(Variant):
             control=Control.CONTINUE,
             checkpoint_allowed=True,
             skipped_steps=0,
-            gradient_norm=torch.zeros((), device=self._buffer.device),
+            gradient_norm=torch.zeros((), device=self._buffer.values.device),
         )
         seen = SamplesSeen(samples=1, checksum=1)
-        self._layout.fill(self._buffer, self._group, notes, {"train": seen, "validation": seen}, 1.0, 0)
-        self._group.all_reduce_sum(self._buffer)
-        self._layout.read(self._buffer, {"train": seen, "validation": seen})
+        self._buffer.fill(notes, {"train": seen, "validation": seen}, 1.0, 0)
+        self._buffer.reduce()
+        self._buffer.read({"train": seen, "validation": seen})
 
 
 def measure(work: Work, variants: dict[str, Variant], rounds: int) -> Seconds:

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from curvewatch_workers.check_report import CheckDraft, CheckReport, Ends, WorkerShares, lines
 from curvewatch_workers.contract import SPLITS, JobSpec, SpecError, Split, read_job_spec
 from curvewatch_workers.decisions import make_stopper
+from curvewatch_workers.epoch_buffer import metric_names
 from curvewatch_workers.errors import TaskError, UserCodeError
 from curvewatch_workers.feeds import MapTrainFeed, TrainFeed, train_feed, validation_feed
 from curvewatch_workers.given_metrics import split_metrics
@@ -29,7 +30,6 @@ from curvewatch_workers.inspection import (
     shard_lengths,
     shared_samples,
 )
-from curvewatch_workers.layout import metric_names
 from curvewatch_workers.losses import ignored_target
 from curvewatch_workers.model import batch_statistics
 from curvewatch_workers.ranking import require_ranking

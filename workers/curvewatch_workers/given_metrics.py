@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from curvewatch_workers.epoch_buffer import metric_names
 from curvewatch_workers.errors import TaskError
-from curvewatch_workers.layout import metric_names
 from curvewatch_workers.metrics import SumMetric, as_sum_metric
 from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetric
 from curvewatch_workers.metrics.labels import IGNORED_CLASS, ClassMetric

@@ -27,12 +27,12 @@ from curvewatch_workers.contract import (
     WorkerEvent,
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
+from curvewatch_workers.epoch_buffer import EpochBuffer, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.group import Group
 from curvewatch_workers.keeping import Progress
-from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.losses import Loss, ignored_target
 from curvewatch_workers.metrics.foreign import ForeignMetrics
 from curvewatch_workers.model import PreparedModel, place, remarks, share_buffers, wrap
@@ -97,7 +97,6 @@ class Trainer:
         self._run_id, self._attempt, self._spec, self._task = run_id, attempt, spec, task
         self._group, self._checkpoints, self._reporter, self._now = group, checkpoints, reporter, now
         sums, foreign = split_metrics(task.metrics, ignored_target(task.loss))
-        self._metrics = tuple(sums.values())
         self._foreign: dict[Split, ForeignMetrics] = {
             split: ForeignMetrics(foreign, group.device, split) for split in SPLITS
         }
@@ -113,12 +112,9 @@ class Trainer:
         self._sources = (train, validation)
         self._train_feed = train_feed(train, spec.training, group)
         self._validation_feed = validation_feed(validation, spec.training, group)
-        self._layout = EpochLayout(sums, group.world_size)
-        self._buffer = self._layout.empty(group.device)
+        self._buffer = EpochBuffer(sums, group)
         self._totals: dict[Split, Totals] = {
-            split: Totals(
-                self._loss, self._metrics, self._layout.sums(self._buffer, split), self._foreign[split]
-            )
+            split: Totals(self._loss, tuple(sums.values()), self._buffer.sums(split), self._foreign[split])
             for split in SPLITS
         }
         self._step = OptimizerStep(self._model, task.optimizer, self._forward, group, spec)
@@ -147,8 +143,8 @@ class Trainer:
             LayoutMismatchError: On every rank, when metrics, sizes or the use of samplers differ.
             TaskError: On every rank, when samples differ.
         """
-        self._layout.require_agreement(
-            self._group, [(source.size, source.streams, source.sampler is None) for source in self._sources]
+        self._buffer.require_agreement(
+            [(source.size, source.streams, source.sampler is None) for source in self._sources]
         )
         require_same_targets(self._group, self._sources, seed=self._spec.training.seed)
 
@@ -211,7 +207,7 @@ class Trainer:
         started_at, clock = self._now() - dt.timedelta(seconds=before), time.perf_counter() - before
         if self._group.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._group.device)
-        self._buffer.zero_()
+        self._buffer.clear()
         # Before the seeding: a sampler draws the same on every rank, dropout does not.
         expected: dict[Split, SamplesSeen] = {
             "train": self._train_feed.expected(epoch),
@@ -235,9 +231,9 @@ class Trainer:
         )
         seconds, gpu_memory = self._cost_since(clock)
         seen: dict[Split, SamplesSeen] = {"train": train, "validation": validation}
-        self._layout.fill(self._buffer, self._group, notes, seen, seconds, gpu_memory, self._partial)
-        self._group.all_reduce_sum(self._buffer)
-        reduced = self._layout.read(self._buffer, expected)
+        self._buffer.fill(notes, seen, seconds, gpu_memory, self._partial)
+        self._buffer.reduce()
+        reduced = self._buffer.read(expected)
         record = EpochRecord(
             run_id=self._run_id,
             attempt=self._attempt,
@@ -319,7 +315,7 @@ class Trainer:
 
     def _checkpoint_within(self, seen: SamplesSeen, seconds: float) -> None:
         """Take a checkpoint in the middle of the train pass: what it has come to is kept with the weights."""
-        sums, seen = self._layout.reduce_train(self._buffer, self._group, seen)
+        sums, seen = self._buffer.reduce_train(seen)
         epoch, _, steps = self.position
         if self._partial is not None:
             sums, seen = sums + self._partial.sums, seen + self._partial.seen

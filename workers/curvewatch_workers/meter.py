@@ -19,10 +19,10 @@ from torch import Tensor
 
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import SPLITS, Control, EpochFinished, EpochRecord, Split
+from curvewatch_workers.epoch_buffer import EpochBuffer, LeaderNotes
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.group import Group, group_of_process
-from curvewatch_workers.layout import EpochLayout, LeaderNotes
 from curvewatch_workers.losses import BatchLoss, Loss
 from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics
 from curvewatch_workers.reporter import NullReporter, Reporter
@@ -96,23 +96,19 @@ class EpochMeter:
         self._run = _RUN.get() or MeterRun()
         self._group = self._run.group or group_of_process(device or _device())
         sums, foreign = split_metrics(metrics or {})
-        self._metrics = tuple(sums.values())
         self._foreign: dict[Split, ForeignMetrics] = {
             split: ForeignMetrics(foreign, self._group.device, split) for split in SPLITS
         }
-        self._layout = EpochLayout(sums, self._group.world_size)
+        self._buffer = EpochBuffer(sums, self._group)
         sizes = (train_samples, validation_samples)
-        self._layout.require_agreement(self._group, sizes)
+        self._buffer.require_agreement(sizes)
         # The loop draws its samples itself: their number is known here, their indices are not.
         self._expected: dict[Split, SamplesSeen] = {
             split: SamplesSeen(samples=size, checksum=0) for split, size in zip(SPLITS, sizes, strict=True)
         }
         self._loss = Loss(_values)
-        self._buffer = self._layout.empty(self._group.device)
         self._totals: dict[Split, Totals] = {
-            split: Totals(
-                self._loss, self._metrics, self._layout.sums(self._buffer, split), self._foreign[split]
-            )
+            split: Totals(self._loss, tuple(sums.values()), self._buffer.sums(split), self._foreign[split])
             for split in SPLITS
         }
         self._run.last_epoch = first_epoch - 1
@@ -193,9 +189,9 @@ class EpochMeter:
         )
         seen = {split: SamplesSeen(samples=self._samples[split], checksum=0) for split in SPLITS}
         seconds = time.perf_counter() - self._clock
-        self._layout.fill(self._buffer, self._group, notes, seen, seconds, _peak_memory(self._group.device))
-        self._group.all_reduce_sum(self._buffer)
-        reduced = self._layout.read(self._buffer, self._expected)
+        self._buffer.fill(notes, seen, seconds, _peak_memory(self._group.device))
+        self._buffer.reduce()
+        reduced = self._buffer.read(self._expected)
         splits = {split: self._foreign[split].added_to(getattr(reduced, split)) for split in SPLITS}
         record = EpochRecord(
             run_id=self._run.run_id,
@@ -226,7 +222,7 @@ class EpochMeter:
         self._started_at, self._clock = dt.datetime.now(dt.UTC), time.perf_counter()
         if self._group.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._group.device)
-        self._buffer.zero_()
+        self._buffer.clear()
         self._samples: dict[Split, int] = dict.fromkeys(SPLITS, 0)
 
     def _batch_loss(

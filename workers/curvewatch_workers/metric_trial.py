@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from curvewatch_workers.contract import SplitRecord
+from curvewatch_workers.epoch_buffer import full_name
 from curvewatch_workers.given_metrics import split_metrics
-from curvewatch_workers.layout import full_name
 from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics
 
 

@@ -17,7 +17,6 @@ from curvewatch_workers.errors import TaskError
 from curvewatch_workers.feeds import GlobalBatch, MapTrainFeed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
-from curvewatch_workers.layout import EpochLayout
 from curvewatch_workers.losses import Loss, ignored_target, require_weights
 from curvewatch_workers.metric_trial import values_on
 from curvewatch_workers.model import place, wrap
@@ -190,8 +189,7 @@ class Trial:
             )
 
     def _totals(self) -> Totals:
-        layout = EpochLayout({}, 1)
-        return Totals(self._loss, (), layout.sums(layout.empty(self._group.device), "train"))
+        return Totals(self._loss, (), torch.zeros(Totals.slots(()), dtype=torch.float64))
 
 
 def describe_model(model: nn.Module, task: TrainingTask, draft: CheckDraft) -> None:

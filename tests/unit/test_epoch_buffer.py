@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from curvewatch_workers.batches import IndexCounter, SamplesSeen, index_checksum, validation_shares
 from curvewatch_workers.contract import Control, Split
+from curvewatch_workers.epoch_buffer import EpochBuffer, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
-from curvewatch_workers.layout import EpochLayout, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.losses import BatchLoss, Loss
 from curvewatch_workers.metrics import F1, Accuracy, ConfusionMatrix, SumMetric, as_sum_metric
 from curvewatch_workers.testing import FakeGroup
 from curvewatch_workers.totals import Totals
 
 SAMPLES = 361
-CPU = torch.device("cpu")
 METRICS: dict[str, SumMetric] = {"accuracy": as_sum_metric(Accuracy()), "confusion": ConfusionMatrix(10)}
 
 
@@ -36,22 +35,22 @@ def notes(control: Control = Control.CONTINUE) -> LeaderNotes:
 
 def reduce(losses: Tensor, outputs: Tensor, targets: Tensor, world_size: int, batch_size: int) -> GlobalEpoch:
     """Sum the buffers of all ranks, as one SUM all-reduce does; each rank has the data as both splits."""
-    layout = EpochLayout(METRICS, world_size)
-    total = layout.empty(CPU)
+    buffers = []
     for rank in range(world_size):
-        buffer, counter = layout.empty(CPU), IndexCounter()
-        totals = Totals(Loss(nn.MSELoss()), tuple(METRICS.values()), layout.sums(buffer, "validation"))
+        buffer, counter = EpochBuffer(METRICS, FakeGroup(rank, world_size)), IndexCounter()
+        totals = Totals(Loss(nn.MSELoss()), tuple(METRICS.values()), buffer.sums("validation"))
         for share in validation_shares(np.arange(len(losses)), rank, world_size, batch_size):
             rows = torch.from_numpy(share)
             totals.add(BatchLoss(losses[rows], None), outputs[rows], targets[rows])
             counter.add(share)
         totals.flush()
-        layout.sums(buffer, "train").copy_(layout.sums(buffer, "validation"))
-        seen = counter.seen
-        both: dict[Split, SamplesSeen] = {"train": seen, "validation": seen}
-        layout.fill(buffer, FakeGroup(rank, world_size), notes(Control.PAUSE), both, rank + 1.0, rank)
-        total += buffer
-    return layout.read(total, expected())
+        buffer.sums("train").copy_(buffer.sums("validation"))
+        both: dict[Split, SamplesSeen] = {"train": counter.seen, "validation": counter.seen}
+        buffer.fill(notes(Control.PAUSE), both, rank + 1.0, rank)
+        buffers.append(buffer)
+    for other in buffers[1:]:
+        buffers[0].values += other.values
+    return buffers[0].read(expected())
 
 
 @pytest.fixture
@@ -119,12 +118,11 @@ def test_one_nan_leaves_the_other_losses(data: tuple[Tensor, Tensor, Tensor]) ->
 
 
 def test_ignored_targets_are_refused() -> None:
-    layout = EpochLayout({}, 1)
-    buffer = layout.empty(CPU)
-    layout.sums(buffer, "train")[Totals.OVERLOOKED] = 2
+    buffer = EpochBuffer({}, FakeGroup(0, 1))
+    buffer.sums("train")[Totals.OVERLOOKED] = 2
 
     with pytest.raises(TaskError, match=r"ignores 2 targets.*ignores_targets=True"):
-        layout.read(buffer, expected())
+        buffer.read(expected())
 
 
 def test_a_matrix_travels_as_counts(data: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -143,15 +141,15 @@ def test_names_are_those_of_the_record() -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "samples"),
+    ("metrics", "samples"),
     [
-        (EpochLayout({"mae": as_sum_metric(Accuracy())}, 2), 361),
-        (EpochLayout({"accuracy": as_sum_metric(Accuracy()), "f1": F1(3)}, 2), 361),
-        (EpochLayout({"accuracy": F1(3)}, 2), 361),
-        (EpochLayout({"accuracy": as_sum_metric(Accuracy())}, 2), 360),
+        ({"mae": as_sum_metric(Accuracy())}, 361),
+        ({"accuracy": as_sum_metric(Accuracy()), "f1": F1(3)}, 361),
+        ({"accuracy": F1(3)}, 361),
+        ({"accuracy": as_sum_metric(Accuracy())}, 360),
     ],
 )
-def test_ranks_that_disagree_are_refused(other: EpochLayout, samples: int) -> None:
+def test_ranks_that_disagree_are_refused(metrics: dict[str, SumMetric], samples: int) -> None:
     """Both ranks' own contributions are added, as the all-reduce does."""
     sent: list[Tensor] = []
 
@@ -164,9 +162,9 @@ def test_ranks_that_disagree_are_refused(other: EpochLayout, samples: int) -> No
         def all_reduce_sum(self, tensor: Tensor) -> None:
             tensor += sent.pop()
 
-    layout = EpochLayout({"accuracy": as_sum_metric(Accuracy())}, 2)
-    other.require_agreement(Listening(1, 2), samples)
+    own: dict[str, SumMetric] = {"accuracy": as_sum_metric(Accuracy())}
+    EpochBuffer(metrics, Listening(1, 2)).require_agreement(samples)
     with pytest.raises(LayoutMismatchError, match="same metrics and datasets"):
-        layout.require_agreement(Adding(0, 2), 361)
-    layout.require_agreement(Listening(1, 2), 361)
-    layout.require_agreement(Adding(0, 2), 361)
+        EpochBuffer(own, Adding(0, 2)).require_agreement(361)
+    EpochBuffer(own, Listening(1, 2)).require_agreement(361)
+    EpochBuffer(own, Adding(0, 2)).require_agreement(361)

@@ -52,12 +52,16 @@ class GlobalEpoch:
     validation: SplitRecord
 
 
-class EpochLayout:
-    """Which slot of the buffer holds what, for given metrics and world size.
+class EpochBuffer:
+    """The numbers of one epoch: each rank adds its own, one SUM makes them those of all, and a record is read from it.
 
     What the host knows comes first: the leader's notes, samples and checksum of each split, and four slots for each
     rank. What the device knows follows: the gradient's norm, loss and weight of each rank, and the sums of each
     split. A rank fills the slots of its own and leaves those of the others 0, so that one SUM carries everything.
+
+    Args:
+        metrics: The metrics that are summed, by name.
+        group: The ranks.
     """
 
     _NOTES = 3
@@ -65,28 +69,36 @@ class EpochLayout:
     _HOST_OF_RANK = 4
     _DEVICE_OF_RANK = 4
 
-    def __init__(self, metrics: Mapping[str, SumMetric], world_size: int):
-        self._metrics = metrics
-        self._world_size = world_size
+    def __init__(self, metrics: Mapping[str, SumMetric], group: Group) -> None:
+        self._metrics, self._group = metrics, group
         self._ranks_at = self._NOTES + self._HOST_OF_SPLITS
-        self._host = self._ranks_at + self._HOST_OF_RANK * world_size
+        self._host = self._ranks_at + self._HOST_OF_RANK * group.world_size
         self._shares_at = self._host + 1
-        self._sums_at = self._shares_at + self._DEVICE_OF_RANK * world_size
+        self._sums_at = self._shares_at + self._DEVICE_OF_RANK * group.world_size
         self._sums = Totals.slots(tuple(metrics.values()))
-        self.size = self._sums_at + 2 * self._sums
+        self.values = torch.zeros(
+            self._sums_at + len(SPLITS) * self._sums, dtype=torch.float64, device=group.device
+        )
+        """What travels, float64."""
+        # Cut once: at the end of an epoch each cut would cost as much as what is written.
+        self._of_host, self._norm = self.values[: self._host], self.values[self._host]
+        sums = self.values[self._sums_at :].view(len(SPLITS), self._sums)
+        self._of_split: dict[Split, Tensor] = dict(zip(SPLITS, sums, strict=True))
+        shares = self.values[self._shares_at : self._sums_at].view(group.world_size, len(SPLITS), 2)
+        self._own_shares, self._losses_and_weights = shares[group.rank], sums[:, _LOSS_AND_WEIGHT]
 
-    def require_agreement(self, group: Group, expected: object) -> None:
+    def require_agreement(self, expected: object) -> None:
         """Check once that every rank has this layout: gloo would mix buffers of unequal size without a word.
 
         Args:
-            group: The ranks.
             expected: What else must be the same on each, such as the sizes of the datasets.
 
         Raises:
             LayoutMismatchError: On every rank, when any two differ.
         """
+        group = self._group
         slots = {name: metric.slots for name, metric in self._metrics.items()}
-        text = repr((slots, self._world_size, expected))
+        text = repr((slots, group.world_size, expected))
         digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         sums = torch.tensor([digest, digest**2 % 2**32], dtype=torch.float64, device=group.device)
         mine = sums * group.world_size
@@ -98,94 +110,90 @@ class EpochLayout:
                 "the task's callable must return the same metrics and datasets on each worker"
             )
 
-    def empty(self, device: torch.device) -> Tensor:
-        """Return the buffer of a new epoch, shape [size], float64; the passes add to it in place."""
-        return torch.zeros(self.size, dtype=torch.float64, device=device)
+    def clear(self) -> None:
+        """Begin a new epoch."""
+        self.values.zero_()
 
-    def sums(self, buffer: Tensor, split: Split) -> Tensor:
-        """Return the part of a buffer that a split's `Totals` add to."""
-        start = self._sums_at + self._sums * SPLITS.index(split)
-        return buffer[start : start + self._sums]
+    def sums(self, split: Split) -> Tensor:
+        """Return the part that a split's `Totals` add to; the same in every epoch."""
+        return self._of_split[split]
 
     def fill(
         self,
-        buffer: Tensor,
-        group: Group,
         notes: LeaderNotes,
         seen: Mapping[Split, SamplesSeen],
         seconds: float,
         gpu_memory_peak: int,
         partial: PartialEpoch | None = None,
     ) -> None:
-        """Write the rest of this rank's part into a buffer that holds its sums. Reads nothing from the device.
+        """Write the rest of this rank's part beside its sums. Reads nothing from the device.
 
         Args:
-            buffer: Holds this rank's sums.
-            group: The ranks.
             notes: What rank 0 says; the others' are not read.
             seen: What this rank counted on the host, by split.
             seconds: Time that this rank spent on the epoch.
             gpu_memory_peak: Bytes.
             partial: What an earlier attempt trained of this epoch.
         """
+        rank, world_size = self._group.rank, self._group.world_size
         host = [0.0] * self._host
-        if group.rank == 0:
+        if rank == 0:
             host[: self._NOTES] = (
                 _CONTROLS.index(notes.control),
                 notes.checkpoint_allowed,
                 notes.skipped_steps,
             )
-            buffer[self._host] = notes.gradient_norm
+            self._norm.copy_(notes.gradient_norm)
         train, validation = (seen[split] for split in SPLITS)
         answered = train.samples
         if partial is not None:
-            answered += partial.samples_of(group.rank, group.world_size)
-            train = train + partial.seen if group.rank == 0 else train
+            answered += partial.samples_of(rank, world_size)
+            train = train + partial.seen if rank == 0 else train
         splits = (train.samples, train.checksum, validation.samples, validation.checksum)
         host[self._NOTES : self._ranks_at] = splits
-        start = self._ranks_at + self._HOST_OF_RANK * group.rank
+        start = self._ranks_at + self._HOST_OF_RANK * rank
         mine = (seconds, gpu_memory_peak, answered, validation.samples)
         host[start : start + self._HOST_OF_RANK] = mine
-        buffer[: self._host] = torch.tensor(host, dtype=torch.float64).to(buffer.device, non_blocking=True)
-        shares = buffer[self._shares_at : self._sums_at].view(self._world_size, len(SPLITS), 2)[group.rank]
-        shares.copy_(buffer[self._sums_at :].view(len(SPLITS), self._sums)[:, _LOSS_AND_WEIGHT])
+        self._of_host.copy_(torch.tensor(host, dtype=torch.float64), non_blocking=True)
+        self._own_shares.copy_(self._losses_and_weights)
         if partial is not None:
-            shares[0] += partial.sums[_LOSS_AND_WEIGHT] / group.world_size
-            if group.rank == 0:
-                self.sums(buffer, "train").add_(partial.sums)
+            self._own_shares[0] += partial.sums[_LOSS_AND_WEIGHT] / world_size
+            if rank == 0:
+                self.sums("train").add_(partial.sums)
 
-    def reduce_train(self, buffer: Tensor, group: Group, seen: SamplesSeen) -> tuple[Tensor, SamplesSeen]:
-        """Return what the ranks have trained of an epoch so far; the buffer stays as it is.
+    def reduce(self) -> None:
+        """Make the numbers of this rank those of all: the epoch's one collective."""
+        self._group.all_reduce_sum(self.values)
+
+    def reduce_train(self, seen: SamplesSeen) -> tuple[Tensor, SamplesSeen]:
+        """Return what the ranks have trained of an epoch so far; the buffer stays as it is. A collective call.
 
         Args:
-            buffer: Holds this rank's sums.
-            group: The ranks; each makes this call.
             seen: Train samples of this rank.
 
         Returns:
             The train split's sums over all ranks, float64 [slots], and their samples.
         """
-        host = torch.tensor([seen.samples, seen.checksum], dtype=torch.float64, device=buffer.device)
-        told = torch.cat([host, self.sums(buffer, "train")])
-        group.all_reduce_sum(told)
+        host = torch.tensor([seen.samples, seen.checksum], dtype=torch.float64, device=self._group.device)
+        told = torch.cat([host, self.sums("train")])
+        self._group.all_reduce_sum(told)
         samples, checksum = (int(number) for number in told[:2].tolist())
         return told[2:], SamplesSeen(samples=samples, checksum=checksum)
 
-    def read(self, buffer: Tensor, expected: Mapping[Split, SamplesSeen]) -> GlobalEpoch:
-        """Read the reduced buffer: the epoch's one wait for the device.
+    def read(self, expected: Mapping[Split, SamplesSeen]) -> GlobalEpoch:
+        """Read the reduced numbers: the epoch's one wait for the device.
 
         Args:
-            buffer: The sums over all ranks.
             expected: What each split must add up to.
 
         Raises:
             TaskError: The loss left out targets, so that it is no mean over all samples; a weight was negative; or
                 labels were no class of a metric.
         """
-        values: Sums = buffer.cpu().numpy()
+        values: Sums = self.values.cpu().numpy()
         host, sums_at = values[: self._host], (self._sums_at, self._sums_at + self._sums)
-        ranks = host[self._ranks_at :].reshape(self._world_size, self._HOST_OF_RANK)
-        shares = values[self._shares_at : self._sums_at].reshape(self._world_size, 2, 2)
+        ranks = host[self._ranks_at :].reshape(self._group.world_size, self._HOST_OF_RANK)
+        shares = values[self._shares_at : self._sums_at].reshape(self._group.world_size, 2, 2)
         for split, start in zip(SPLITS, sums_at, strict=True):
             _require_mean(split, values[start : start + Totals.FIXED])
         splits = [
