@@ -14,6 +14,7 @@ from curvewatch_workers.checkpoint import Checkpoints
 from curvewatch_workers.contract import (
     AttemptStarted,
     Control,
+    EpochFinished,
     IngestMessage,
     KeptFailure,
     Outcome,
@@ -30,6 +31,7 @@ from curvewatch_workers.errors import (
     user_traceback,
 )
 from curvewatch_workers.group import Group
+from curvewatch_workers.history import told_before
 from curvewatch_workers.loop import Position, Trainer, utc_now
 from curvewatch_workers.meter import MeterRun, metering
 from curvewatch_workers.preemption import Notices
@@ -166,8 +168,33 @@ def _run_own_loop(
     job: WorkerJob, group: Group, reporter: Reporter, attempt: int, layout: RunLayout
 ) -> WorkerEnding:
     """Call the user's own training function; its meters tell the epochs."""
+
+    def tell_start(after_epoch: int | None) -> None:
+        # The service may lack them, and trackers show the curve of one attempt.
+        told = told_before(layout, after_epoch) if group.rank == 0 else ()
+        for record in told:
+            reporter.send(EpochFinished(record=record))
+        reporter.send(
+            AttemptStarted(
+                attempt=attempt,
+                submission=job.submission,
+                world_size=group.world_size,
+                time=started_at,
+                # A loop that returns without a meter has trained nothing: all that was told stands.
+                resumed_after_epoch=max((record.epoch for record in told), default=0)
+                if after_epoch is None
+                else after_epoch,
+            )
+        )
+
+    started_at = utc_now()
     run = MeterRun(
-        run_id=job.run_id, attempt=attempt, epochs=job.spec.training.epochs, reporter=reporter, group=group
+        run_id=job.run_id,
+        attempt=attempt,
+        epochs=job.spec.training.epochs,
+        reporter=reporter,
+        group=group,
+        tell_start=tell_start,
     )
     seed_from(job.spec.training.seed, 0, group.rank)
     loop: Callable[..., object] | None = None
@@ -179,19 +206,18 @@ def _run_own_loop(
     problem = group.first_problem(problem)
     if problem is not None or loop is None:
         return WorkerEnding.model_validate_json(problem or "")
-    reporter.send(
-        AttemptStarted(
-            attempt=attempt, submission=job.submission, world_size=group.world_size, time=utc_now()
-        )
-    )
     try:
         with metering(run):
             loop(**job.spec.params)
+    except SupersededError:
+        raise  # no failure of the run
     except Exception as error:
         _keep_failure(
             layout, job.submission, attempt, group.rank, Position(run.last_epoch + 1, "train", 0), error
         )
         raise
+    finally:
+        run.start(None)
     outcome = (
         _OUTCOMES.get(run.control, Outcome.SUCCEEDED) if run.last_epoch < job.spec.training.epochs else None
     )
