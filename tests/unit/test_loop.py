@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import Dataset, TensorDataset
 
 from curvewatch_workers.batches import BatchPlan, shuffled
-from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
-from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome
+from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints, Snapshot
+from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome, WorkerEvent
 from curvewatch_workers.decisions import Ending
-from curvewatch_workers.errors import TaskError
+from curvewatch_workers.errors import CheckpointLostError, TaskError
 from curvewatch_workers.group import Group, SoloGroup
-from curvewatch_workers.keeping import MARKER, score_in
+from curvewatch_workers.keeping import MARKER, Progress, score_in
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import FakeGroup, RecordingReporter, train_alone
@@ -436,3 +437,35 @@ def test_a_compiled_model_has_the_same_curve_and_checkpoints(tmp_path: Path) -> 
         assert other.validation.metrics == one.validation.metrics
     names = set(make_task().model.state_dict())
     assert set(Snapshot.read(tmp_path / "compiled" / "epoch-000002", torch.device("cpu")).model) == names
+
+
+class LosesTheLast(NoCheckpoints):
+    """A storage that takes no more when the run ends."""
+
+    def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:  # noqa: ARG002
+        if last:
+            raise CheckpointLostError("epoch-000002 could not be kept in bucket/x: no space")
+        return "epoch-000001 could not be kept in bucket/x, training goes on: no space"
+
+
+@pytest.mark.parametrize("control", [Control.CONTINUE, Control.STOP])
+def test_a_run_whose_last_checkpoint_is_lost_has_failed(control: Control) -> None:
+    reporter = RecordingReporter(control)
+    trainer = Trainer(
+        run_id="toy",
+        attempt=1,
+        spec=make_spec(epochs=2, checkpoints={"min_interval_seconds": 0}),
+        task=make_task(),
+        group=SoloGroup(),
+        checkpoints=LosesTheLast(),
+        reporter=reporter,
+    )
+
+    ending = trainer.run(after_epoch=0)
+
+    assert ending.outcome is Outcome.FAILED
+    end = "stopped on request after epoch 1" if control is Control.STOP else "all 2 epochs are done"
+    assert ending.reason == f"{end}, but epoch-000002 could not be kept in bucket/x: no space"
+    told = [message for message in reporter.messages if isinstance(message, WorkerEvent)]
+    assert {event.reason for event in told} == {"checkpoint_not_kept"}
+    assert len(told) == (1 if control is Control.STOP else 2)

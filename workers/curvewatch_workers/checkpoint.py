@@ -143,13 +143,16 @@ class Checkpoints(Protocol):
         """Give a checkpoint as a folder on this machine, which may be gone afterwards."""
 
     def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
-        """Keep a checkpoint; return why one could not be kept, told once, None when all is well.
+        """Keep a checkpoint; return why an earlier one could not be kept, told once, None when all is well.
 
         Args:
             at: How far the run has come.
             write: Called with an empty folder, on rank 0 only.
             score: What the checkpoint is ranked by; it need not be finite.
             last: No other may follow. While an earlier one is on its way, another may be left out; the last never is.
+
+        Raises:
+            CheckpointLostError: It is the last one and could not be kept.
         """
 
 

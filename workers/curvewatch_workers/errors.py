@@ -6,7 +6,8 @@ WorkersError
 ├── LayoutMismatchError: the ranks disagree on the buffer of the epoch
 ├── StorageError: the place for checkpoints cannot be used
 ├── CheckpointError: a checkpoint cannot be used
-│   └── DamagedCheckpointError: it is not what was written; an earlier one may do
+│   ├── DamagedCheckpointError: it is not what was written; an earlier one may do
+│   └── CheckpointLostError: one that others do not follow could not be kept
 ├── SupersededError: a later attempt of the run has started
 └── TrackerError: a tracker cannot be written; never ends a run
 """
@@ -49,6 +50,10 @@ class CheckpointError(WorkersError):
 
 class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was written; an earlier one may do."""
+
+
+class CheckpointLostError(CheckpointError):
+    """A checkpoint that no other follows could not be kept."""
 
 
 class SupersededError(WorkersError):

@@ -27,6 +27,7 @@ from curvewatch_workers.contract import (
     WorkerEvent,
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
+from curvewatch_workers.errors import CheckpointLostError
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
@@ -179,9 +180,9 @@ class Trainer:
             if self._stopper.is_best(record):
                 self._best.keep(self._model)
             ending = ending_after(self._records, self._spec, reduced.control, self._plateau)
-            self._maybe_checkpoint(record, reduced, ending)
+            lost = self._maybe_checkpoint(record, reduced, ending)
             if ending is not None:
-                return ending
+                return ending.without_its_checkpoint(self._group.first_problem(lost))
         return Ending(
             outcome=Outcome.SUCCEEDED, reason=f"all {after_epoch} epochs were done before this attempt"
         )
@@ -285,7 +286,10 @@ class Trainer:
         else:
             scheduler.step()
 
-    def _maybe_checkpoint(self, record: EpochRecord, reduced: GlobalEpoch, ending: Ending | None) -> None:
+    def _maybe_checkpoint(
+        self, record: EpochRecord, reduced: GlobalEpoch, ending: Ending | None
+    ) -> str | None:
+        """Take a checkpoint if one is due; return why one that no other follows could not be kept."""
         if max(record.rank_seconds) > LOOK_SECONDS:
             self._lookout.look_at_boundary()
             self._tell_of_notice()
@@ -294,13 +298,13 @@ class Trainer:
         in_turn = noticed or record.epoch % self._spec.checkpoints.every_epochs == 0
         due = urgent or (in_turn and reduced.checkpoint_allowed)
         if not (due if ending is None else ending.keep):
-            return
+            return None
         if ending is not None and ending.restore_best:
             self._best.put_back(self._model)
             # The checkpoint is as good as the weights that it holds.
             record = self._records[max(self._stopper.best_epoch, 1) - 1]
         score = score_of(record, self._spec.checkpoints.best)
-        self._checkpoint(None, score, last=urgent or ending is not None)
+        return self._checkpoint(None, score, last=urgent or ending is not None)
 
     def _checkpoint_within(self, buffer: Tensor, seen: SamplesSeen, seconds: float) -> None:
         """Take a checkpoint in the middle of the train pass: what it has come to is kept with the weights."""
@@ -326,7 +330,7 @@ class Trainer:
             -self._validation_feed.expected(epoch).samples // self._spec.training.global_batch_size
         )
 
-    def _checkpoint(self, partial: PartialEpoch | None, score: float, *, last: bool) -> None:
+    def _checkpoint(self, partial: PartialEpoch | None, score: float, *, last: bool) -> str | None:
         scheduler, scaler, best = self._task.scheduler, self._step.scaler, self._spec.checkpoints.best
         snapshot = Snapshot(
             epoch=len(self._records),
@@ -341,11 +345,16 @@ class Trainer:
             records=self._records,
         )
         at = Progress(snapshot.epoch, partial.steps if partial else 0)
-        problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
+        lost: str | None = None
+        try:
+            problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
+        except CheckpointLostError as error:
+            problem = lost = str(error)
         self._lookout.saved()
         if problem is not None:
             self._tell("checkpoint_not_kept", problem)
         self._checkpointed_at = time.monotonic()
+        return lost
 
     def _tell_of_notice(self) -> None:
         seconds = self._lookout.seconds_left()
