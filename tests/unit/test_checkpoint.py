@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +70,45 @@ def test_pickled_code_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="cannot be read"):
         Snapshot.read(tmp_path, CPU)
+
+
+class Phase(Enum):
+    WARMUP = 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "part", "what"),
+    [
+        ({"optimizer": {"state": {0: {"place": Path("x")}}}}, "optimizer", "pathlib"),
+        ({"scheduler": {"phase": Phase.WARMUP}}, "scheduler", "Phase"),
+        ({"scheduler": {"curve": np.arange(2)}}, "scheduler", "numpy"),
+        ({"scheduler": {"function": lambda: 0}}, "scheduler", "lambda"),
+        ({"model": {"_extra_state": Path("x")}}, "model", "pathlib"),
+    ],
+)
+def test_what_could_not_be_read_back_is_named_before_it_is_written(
+    changes: dict[str, Any], part: str, what: str
+) -> None:
+    told = dataclasses.replace(make_snapshot(), **changes).unreadable()
+
+    assert told is not None
+    assert told.startswith(f"TrainingTask.{part}: ")
+    assert what in told
+    assert "\n" not in told
+    assert make_snapshot().unreadable() is None
+
+
+def test_a_class_that_the_user_allowed_can_be_read_back() -> None:
+    snapshot = dataclasses.replace(make_snapshot(), scheduler={"phase": Phase.WARMUP})
+
+    with torch.serialization.safe_globals([Phase]):
+        assert snapshot.unreadable() is None
+
+
+def test_looking_at_the_state_copies_no_tensor() -> None:
+    large = torch.empty(1 << 40, device="meta")
+
+    assert dataclasses.replace(make_snapshot(), model={"weight": large}).unreadable() is None
 
 
 def test_nothing_is_kept_for_a_trial() -> None:

@@ -272,3 +272,47 @@ def test_what_another_rank_finds_wrong_ends_this_one_before_its_next_collective(
 
     assert ending == told
     assert group.reduced == []
+
+
+STATEFUL_FILE = """
+import torch
+from pathlib import Path
+from engine_support import make_task
+
+class AfterAStep(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        for state in self.state.values():
+            state["place"] = Path("x")
+
+class Schedule(torch.optim.lr_scheduler.StepLR):
+    def __init__(self, optimizer):
+        super().__init__(optimizer, 1)
+        self.place = Path("x")
+
+def build(part):
+    task = make_task()
+    made = AfterAStep(task.model.parameters(), lr=0.1, momentum=0.9)
+    if part == "optimizer":
+        return make_task(model=task.model, optimizer=made)
+    return make_task(model=task.model, optimizer=task.optimizer, scheduler=Schedule(task.optimizer))
+"""
+
+
+@pytest.mark.parametrize(("part", "trained"), [("optimizer", 1), ("scheduler", 0)])
+def test_state_that_no_checkpoint_can_hold_ends_the_run_at_its_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, trained: int
+) -> None:
+    (tmp_path / "stateful_job.py").write_text(STATEFUL_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("stateful_job", None)
+
+    ending, reporter = start(tmp_path, {"part": part}, task="stateful_job:build")
+
+    assert ending.outcome is Outcome.FAILED
+    assert f"TrainingTask.{part}: " in ending.reason
+    assert "pathlib" in ending.reason
+    assert "add_safe_globals" in ending.reason
+    assert reporter is not None
+    assert [record.epoch for record in reporter.records] == [1] * trained
+    assert not list((tmp_path / "runs" / "toy-1").glob("*epoch-*"))

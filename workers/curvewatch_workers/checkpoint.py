@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import pickle
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curvewatch_workers.contract import EpochRecord
@@ -34,6 +36,7 @@ MODEL_FILE, TRAINING_FILE, RECORDS_FILE, META_FILE = (
     "records.jsonl",
     "checkpoint.json",
 )
+_REMEDY = "keep only tensors, numbers, strings, lists and dicts in it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +72,7 @@ class Snapshot:
             "best_model": self.best_model,
             "partial": self.partial.state() if self.partial else None,
         }
-        # NumPy's numbers, which a schedule may have made, would be written but not read: they are pickled code.
-        training = pytree.tree_map_only(np.generic, lambda number: number.item(), training)
-        torch.save(training, folder / TRAINING_FILE)
+        torch.save(_plain(training), folder / TRAINING_FILE)
         lines = (record.model_dump_json() + "\n" for record in self.records)
         (folder / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
         meta = {
@@ -82,6 +83,22 @@ class Snapshot:
             "crc32": {name: crc32(folder / name) for name in (MODEL_FILE, TRAINING_FILE, RECORDS_FILE)},
         }
         (folder / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
+
+    def unreadable(self) -> str | None:
+        """Return which part of the task's state `read` would refuse and why, in one sentence; None without any.
+
+        Tensors are left out: what they hold is read whatever it is.
+        """
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+        }
+        for name, state in parts.items():
+            why = _why_unreadable(_plain(state) if name != "model" else state)
+            if why is not None:
+                return f"TrainingTask.{name}: {why}"
+        return None
 
     @classmethod
     def read(cls, folder: Path, device: torch.device) -> Snapshot:
@@ -109,6 +126,36 @@ class Snapshot:
             )
         except (OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
+
+
+def _plain(state: Any) -> Any:
+    """Return the state without NumPy's numbers, which a schedule may have made: they are pickled code."""
+    return pytree.tree_map_only(np.generic, lambda number: number.item(), state)
+
+
+def _why_unreadable(state: Any) -> str | None:
+    # Not those of subclasses: their class is written too.
+    skeleton = pytree.tree_map(lambda leaf: None if type(leaf) in (Tensor, nn.Parameter) else leaf, state)
+    file = io.BytesIO()
+    try:
+        torch.save(skeleton, file)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return f"its state_dict() cannot be pickled: {_first_line(error)}; {_REMEDY}"
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True)
+    except pickle.UnpicklingError as error:
+        file.seek(0)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        return (
+            f"its state_dict() holds {', '.join(names) or _first_line(error)}, which a checkpoint could not be read "
+            f"back with; {_REMEDY}, or pass a class to torch.serialization.add_safe_globals where it is imported"
+        )
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _undamaged(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 WorkersError
 ├── TaskError: the user's callable, or what it returned, cannot be used
+│   ├── UnsavableStateError: the task holds state that no checkpoint can hold
 │   └── UserCodeError: the user's code raised; carries its traceback, trimmed of ours
 ├── LayoutMismatchError: the ranks disagree on the buffer of the epoch
 ├── StorageError: the place for checkpoints cannot be used
@@ -26,6 +27,10 @@ class WorkersError(Exception):
 
 class TaskError(WorkersError):
     """The user's callable, or what it returned, cannot be used."""
+
+
+class UnsavableStateError(TaskError):
+    """The task holds state that could not be read back from a checkpoint."""
 
 
 class UserCodeError(TaskError):

@@ -27,7 +27,7 @@ from curvewatch_workers.contract import (
     WorkerEvent,
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
-from curvewatch_workers.errors import CheckpointLostError
+from curvewatch_workers.errors import CheckpointLostError, UnsavableStateError
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
@@ -120,18 +120,21 @@ class Trainer:
         self._plateau: str | None = None
         self._partial: PartialEpoch | None = None
         self._checkpointed_at = -sys.float_info.max
+        self._readable = False
         self.position = Position(0, "train", 0)
         """What is being done, for the report of an error."""
 
     def probe(self) -> None:
-        """Try the model on the smallest share that this run will meet.
+        """Try the model on the smallest share that this run will meet, and whether a checkpoint could hold its state.
 
         Raises:
-            TaskError: It cannot be trained on that; with a global batch size that works.
+            TaskError: It cannot be trained on that, with a global batch size that works; or be read back.
         """
         if isinstance(self._train_feed, MapTrainFeed):
             sizes = self._spec.scaling.possible_workers(self._group.world_size)
             require_smallest_share(self._model, self._forward, self._train_feed, sizes)
+
+        self._require_readable(self._snapshot(None).unreadable())
 
     def require_agreement(self) -> None:
         """Check that every rank trains the same metrics on datasets of the same size.
@@ -164,7 +167,11 @@ class Trainer:
         return Progress(snapshot.epoch, snapshot.partial.steps if snapshot.partial else 0)
 
     def run(self, *, after_epoch: int) -> Ending:
-        """Train every epoch after the given one; return how the run ended."""
+        """Train every epoch after the given one; return how the run ended.
+
+        Raises:
+            UnsavableStateError: On every rank, at the first checkpoint: it could not be read back.
+        """
         model = wrap(self._model, self._spec.training, self._group)
         self._tell_of_batch_statistics()
         ended = self._ended_before()
@@ -331,19 +338,11 @@ class Trainer:
         )
 
     def _checkpoint(self, partial: PartialEpoch | None, score: float, *, last: bool) -> str | None:
-        scheduler, scaler, best = self._task.scheduler, self._step.scaler, self._spec.checkpoints.best
-        snapshot = Snapshot(
-            epoch=len(self._records),
-            partial=partial,
-            attempt=self._attempt,
-            model=self._model.state_dict(),
-            optimizer=self._task.optimizer.state_dict(),
-            scheduler=scheduler.state_dict() if scheduler is not None else None,
-            scaler=scaler.state_dict() if scaler.is_enabled() else None,
-            best_model=self._best.state(),
-            best=best_of(self._records, best),
-            records=self._records,
-        )
+        snapshot = self._snapshot(partial)
+        if not self._readable:
+            # Optimizers have most of their state from their first step on only.
+            self._require_readable(self._group.first_problem(snapshot.unreadable()))
+            self._readable = True
         at = Progress(snapshot.epoch, partial.steps if partial else 0)
         lost: str | None = None
         try:
@@ -355,6 +354,25 @@ class Trainer:
             self._tell("checkpoint_not_kept", problem)
         self._checkpointed_at = time.monotonic()
         return lost
+
+    def _require_readable(self, problem: str | None) -> None:
+        if problem is not None:
+            raise UnsavableStateError(problem)
+
+    def _snapshot(self, partial: PartialEpoch | None) -> Snapshot:
+        scheduler, scaler = self._task.scheduler, self._step.scaler
+        return Snapshot(
+            epoch=len(self._records),
+            partial=partial,
+            attempt=self._attempt,
+            model=self._model.state_dict(),
+            optimizer=self._task.optimizer.state_dict(),
+            scheduler=scheduler.state_dict() if scheduler is not None else None,
+            scaler=scaler.state_dict() if scaler.is_enabled() else None,
+            best_model=self._best.state(),
+            best=best_of(self._records, self._spec.checkpoints.best),
+            records=self._records,
+        )
 
     def _tell_of_notice(self) -> None:
         seconds = self._lookout.seconds_left()

@@ -25,6 +25,7 @@ from curvewatch_workers.contract import (
 from curvewatch_workers.errors import (
     LayoutMismatchError,
     SupersededError,
+    UnsavableStateError,
     UserCodeError,
     WorkersError,
     printable,
@@ -157,6 +158,8 @@ def _train(
         ending = trainer.run(after_epoch=resumed.epoch)
     except SupersededError:
         raise  # no failure of the run
+    except UnsavableStateError as error:
+        return _task_ending(error)
     except Exception as error:
         position = position if trainer is None else trainer.position
         _keep_failure(layout, job.submission, attempt, group.rank, position, error)
