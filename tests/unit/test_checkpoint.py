@@ -57,6 +57,31 @@ def test_a_damaged_file_is_noticed(tmp_path: Path, name: str, damage: str) -> No
         Snapshot.read(tmp_path, CPU)
 
 
+def test_no_flipped_byte_of_what_it_says_of_itself_goes_unnoticed(tmp_path: Path) -> None:
+    make_snapshot().write(tmp_path)
+    file = tmp_path / "checkpoint.json"
+    content = file.read_bytes()
+    said = json.loads(content)
+    for place, byte in enumerate(content):
+        file.write_bytes(content[:place] + bytes([byte ^ 1]) + content[place + 1 :])
+        try:
+            Snapshot.read(tmp_path, CPU)
+        except DamagedCheckpointError:
+            continue
+        # White space, or another way to write the same.
+        assert json.loads(file.read_bytes()) == said, f"byte {place} of {content!r}"
+
+
+def test_a_checkpoint_of_before_there_was_a_checksum_of_itself_is_read(tmp_path: Path) -> None:
+    make_snapshot().write(tmp_path)
+    file = tmp_path / "checkpoint.json"
+    said = json.loads(file.read_text())
+    del said["checksum"]
+    file.write_text(json.dumps(said))
+
+    assert Snapshot.read(tmp_path, CPU).epoch == 3
+
+
 def test_numpys_numbers_do_not_make_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
     optimizer = {"state": {}, "param_groups": [{"lr": np.float64(0.1), "step": np.int64(3)}]}
     snapshot = dataclasses.replace(make_snapshot(), optimizer=optimizer)

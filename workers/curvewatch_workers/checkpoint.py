@@ -9,6 +9,7 @@ import logging
 import pickle
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -82,7 +83,8 @@ class Snapshot:
             "best": self.best._asdict() if self.best else None,
             "crc32": {name: crc32(folder / name) for name in (MODEL_FILE, TRAINING_FILE, RECORDS_FILE)},
         }
-        (folder / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
+        said = {**meta, "checksum": _checksum(meta)}
+        (folder / META_FILE).write_text(json.dumps(said), encoding="utf-8")
 
     def unreadable(self) -> str | None:
         """Return which part of the task's state `read` would refuse and why, in one sentence; None without any.
@@ -158,6 +160,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
 def _undamaged(folder: Path) -> dict[str, Any]:
     """Return what a checkpoint says of itself, once its files are those that it names.
 
@@ -165,13 +171,19 @@ def _undamaged(folder: Path) -> dict[str, Any]:
     """
     try:
         meta: dict[str, Any] = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        own = meta.pop("checksum", None)
+        if own is not None and own != _checksum(meta):
+            raise ValueError(f"{META_FILE} is not what was written")
         if meta["format"] != FORMAT:
             raise CheckpointError(
                 f"checkpoint {folder} has format {meta['format']}, this version reads {FORMAT}; "
                 "resume it with the version that wrote it"
             )
+        # Checkpoints of this format have been written without a checksum of their own.
+        if own is None and set(meta) != {"format", "epoch", "attempt", "best", "crc32"}:
+            raise ValueError(f"{META_FILE} says {', '.join(meta)}")
         damaged = [name for name, written in meta["crc32"].items() if crc32(folder / name) != written]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedCheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
     if damaged:
         raise DamagedCheckpointError(
