@@ -103,8 +103,8 @@ def test_two_ranks_that_resume_draw_what_the_undisturbed_draw(
         done = run(tmp_path, output, *more, epochs=epochs, checkpoints=path, data_workers=data_workers)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    one = Snapshot.read(undisturbed / "noisy" / "epoch-000004", torch.device("cpu"))
-    other = Snapshot.read(kept / "noisy" / "epoch-000004", torch.device("cpu"))
+    one = Snapshot.read(undisturbed / "noisy" / "epoch-000004")
+    other = Snapshot.read(kept / "noisy" / "epoch-000004")
     assert (one.attempt, other.attempt) == (1, 2)
     assert one.best == other.best
     assert all(torch.equal(value, other.model[name]) for name, value in one.model.items())

@@ -161,7 +161,7 @@ def test_stop_and_pause_end_the_run_with_a_checkpoint(tmp_path: Path) -> None:
 
         assert ending.outcome is outcome
         assert len(records) == 1
-        assert Snapshot.read(folder / "epoch-000001", torch.device("cpu")).epoch == 1
+        assert Snapshot.read(folder / "epoch-000001").epoch == 1
 
 
 def test_the_last_epoch_wins_over_a_pause(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_the_weights_of_the_best_epoch_are_put_back(tmp_path: Path, interrupted_
     assert losses[-1] > 1.05 * best
     assert len(losses) == losses.index(best) + 1 + 5
     inputs, targets = datasets(task)[1].tensors
-    kept = Snapshot.read(tmp_path / f"epoch-{len(losses):06d}", torch.device("cpu"))
+    kept = Snapshot.read(tmp_path / f"epoch-{len(losses):06d}")
     marker = (tmp_path / f"epoch-{len(losses):06d}" / MARKER).read_text()
     assert score_in(marker) == pytest.approx(best, rel=1e-6)
     for state in (task.model.state_dict(), kept.model):
@@ -436,7 +436,7 @@ def test_a_compiled_model_has_the_same_curve_and_checkpoints(tmp_path: Path) -> 
         assert other.train.loss == pytest.approx(one.train.loss, rel=1e-5)
         assert other.validation.metrics == one.validation.metrics
     names = set(make_task().model.state_dict())
-    assert set(Snapshot.read(tmp_path / "compiled" / "epoch-000002", torch.device("cpu")).model) == names
+    assert set(Snapshot.read(tmp_path / "compiled" / "epoch-000002").model) == names
 
 
 class LosesTheLast(NoCheckpoints):

@@ -103,8 +103,8 @@ class Snapshot:
         return None
 
     @classmethod
-    def read(cls, folder: Path, device: torch.device) -> Snapshot:
-        """Read a snapshot, its tensors onto the device.
+    def read(cls, folder: Path) -> Snapshot:
+        """Read a snapshot, its tensors into host memory: who loads a state moves what belongs on a device.
 
         Raises:
             DamagedCheckpointError: A file is missing, or is not what was written.
@@ -112,12 +112,12 @@ class Snapshot:
         """
         meta = _undamaged(folder)
         try:
-            training = torch.load(folder / TRAINING_FILE, map_location=device, weights_only=True)
+            training = torch.load(folder / TRAINING_FILE, map_location="cpu", weights_only=True)
             lines = (folder / RECORDS_FILE).read_text(encoding="utf-8").splitlines()
             return cls(
                 epoch=meta["epoch"],
                 attempt=meta["attempt"],
-                model=torch.load(folder / MODEL_FILE, map_location=device, weights_only=True),
+                model=torch.load(folder / MODEL_FILE, map_location="cpu", weights_only=True),
                 optimizer=training["optimizer"],
                 scheduler=training["scheduler"],
                 scaler=training["scaler"],

@@ -160,7 +160,8 @@ class Trainer:
         for record in snapshot.records:
             self._plateau = self._stopper.should_stop(record)
         self._best.load(snapshot.best_model)
-        self._records, self._partial = snapshot.records, snapshot.partial
+        self._records = snapshot.records
+        self._partial = snapshot.partial.on(self._group.device) if snapshot.partial else None
         # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
         for record in snapshot.records:
             self._reporter.send(EpochFinished(record=record))
