@@ -469,3 +469,39 @@ def test_a_run_whose_last_checkpoint_is_lost_has_failed(control: Control) -> Non
     told = [message for message in reporter.messages if isinstance(message, WorkerEvent)]
     assert {event.reason for event in told} == {"checkpoint_not_kept"}
     assert len(told) == (1 if control is Control.STOP else 2)
+
+
+class Drifting(nn.Module):
+    """A loss that follows what it has seen: a running mean of the outputs pulls them."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self.mean.mul_(0.9).add_(0.1 * outputs.detach().mean(0))
+        return nn.functional.cross_entropy(outputs - self.mean, targets, reduction="none")
+
+
+def test_what_a_loss_has_learnt_survives_a_resume(tmp_path: Path) -> None:
+    def records(folder: Path, epochs: int) -> list[EpochRecord]:
+        spec = make_spec(epochs=epochs, checkpoints={"min_interval_seconds": 0})
+        return train_alone(spec, make_task(loss=Drifting()), FolderCheckpoints(folder, rank=0, keep=1))
+
+    undisturbed = records(tmp_path / "a", 4)
+    records(tmp_path / "b", 2)
+
+    assert [one.train for one in records(tmp_path / "b", 4)] == [one.train for one in undisturbed]
+
+
+def test_a_checkpoint_without_the_losss_state_is_gone_on_with(tmp_path: Path) -> None:
+    """Earlier versions kept none."""
+    spec = make_spec(checkpoints={"min_interval_seconds": 0})
+    train_alone(spec, make_task(), FolderCheckpoints(tmp_path, rank=0, keep=1))
+
+    again = make_trainer(make_spec(epochs=3), make_task(loss=Drifting()), tmp_path)
+
+    assert again.resume().epoch == 2

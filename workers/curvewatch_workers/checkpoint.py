@@ -56,6 +56,8 @@ class Snapshot:
     scheduler: dict[str, Any] | None
     scaler: dict[str, Any] | None = None
     """State of the gradient scaler; None without one."""
+    loss: dict[str, Any] | None = None
+    """State of the loss, of rank 0; None without any."""
     best_model: dict[str, Any] | None = None
     """State of the model at the best epoch; None unless the job wants it back when it stops early."""
     best: Best | None
@@ -70,6 +72,7 @@ class Snapshot:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
+            "loss": self.loss,
             "best_model": self.best_model,
             "partial": self.partial.state() if self.partial else None,
         }
@@ -95,6 +98,7 @@ class Snapshot:
             "model": self.model,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
+            "loss": self.loss,
         }
         for name, state in parts.items():
             why = _why_unreadable(_plain(state) if name != "model" else state)
@@ -121,6 +125,8 @@ class Snapshot:
                 optimizer=training["optimizer"],
                 scheduler=training["scheduler"],
                 scaler=training["scaler"],
+                # Checkpoints of this format have been written without.
+                loss=training.get("loss"),
                 best_model=training["best_model"],
                 partial=PartialEpoch.of_state(training["partial"]) if training["partial"] else None,
                 best=Best(**meta["best"]) if meta["best"] else None,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from curvewatch_workers.batches import IndexCounter, SamplesSeen
@@ -157,6 +157,8 @@ class Trainer:
             self._task.scheduler.load_state_dict(snapshot.scheduler)
         if snapshot.scaler is not None:
             self._step.scaler.load_state_dict(snapshot.scaler)
+        if isinstance(self._task.loss, nn.Module) and snapshot.loss is not None:
+            self._task.loss.load_state_dict(snapshot.loss)
         for record in snapshot.records:
             self._plateau = self._stopper.should_stop(record)
         self._best.load(snapshot.best_model)
@@ -370,6 +372,7 @@ class Trainer:
             optimizer=self._task.optimizer.state_dict(),
             scheduler=scheduler.state_dict() if scheduler is not None else None,
             scaler=scaler.state_dict() if scaler.is_enabled() else None,
+            loss=(self._task.loss.state_dict() or None) if isinstance(self._task.loss, nn.Module) else None,
             best_model=self._best.state(),
             best=best_of(self._records, self._spec.checkpoints.best),
             records=self._records,
