@@ -505,3 +505,22 @@ def test_a_checkpoint_without_the_losss_state_is_gone_on_with(tmp_path: Path) ->
     again = make_trainer(make_spec(epochs=3), make_task(loss=Drifting()), tmp_path)
 
     assert again.resume().epoch == 2
+
+
+def test_an_event_that_is_too_long_is_cut_where_one_sees_it(tmp_path: Path) -> None:
+    class Talkative(NoCheckpoints):
+        def save(self, *_arguments: object, **_options: object) -> str | None:
+            return "bad caf\udce9.pt " * 1000
+
+    reporter = RecordingReporter()
+    trainer = make_trainer(make_spec(epochs=1), make_task(), tmp_path, reporter)
+    trainer._checkpoints = Talkative()
+
+    trainer.run(after_epoch=0)
+
+    (event,) = (message for message in reporter.messages if isinstance(message, WorkerEvent))
+    assert 4000 < len(event.message) <= 4096
+    assert event.message.startswith("bad caf\\udce9.pt bad")
+    kept, _, cut = event.message.partition("... [")
+    assert cut == f"{17_000 - len(kept)} more characters]"
+    assert WorkerEvent.model_validate_json(event.model_dump_json()) == event

@@ -33,7 +33,7 @@ from curvewatch_workers.contract import (
 )
 from curvewatch_workers.decisions import restarts_left
 from curvewatch_workers.drafts import Drafts
-from curvewatch_workers.errors import StorageError, printable
+from curvewatch_workers.errors import StorageError, shortened
 from curvewatch_workers.group import group_of_process
 from curvewatch_workers.keeping import Progress
 from curvewatch_workers.loop import utc_now
@@ -355,7 +355,7 @@ def _finished(job: WorkerJob, ending: WorkerEnding, checkpoint: str | None, best
         submission=job.submission,
         time=utc_now(),
         outcome=ending.outcome,
-        reason=printable(ending.reason)[:4000],
+        reason=shortened(ending.reason),
         traceback=ending.traceback[-65000:] if ending.traceback else None,
         checkpoint=checkpoint,
         best_checkpoint=best,

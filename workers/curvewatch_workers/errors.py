@@ -18,6 +18,8 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+_NOTE = 48
+"""Room for the note of what was cut off."""
 _OWN_FOLDER = Path(__file__).parent
 
 
@@ -80,3 +82,12 @@ def user_traceback(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Return the text with escapes for what UTF-8 cannot hold: file names may carry lone surrogates."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def shortened(text: str, limit: int = 4096) -> str:
+    """Return the text, printable and of at most so many characters; what is cut off is counted at its end."""
+    text = printable(text)
+    if len(text) <= limit:
+        return text
+    kept = limit - _NOTE
+    return f"{text[:kept]}... [{len(text) - kept} more characters]"

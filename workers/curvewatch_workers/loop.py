@@ -27,7 +27,7 @@ from curvewatch_workers.contract import (
     WorkerEvent,
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
-from curvewatch_workers.errors import CheckpointLostError, UnsavableStateError
+from curvewatch_workers.errors import CheckpointLostError, UnsavableStateError, shortened
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
@@ -389,8 +389,9 @@ class Trainer:
             )
 
     def _tell(self, reason: str, message: str) -> None:
-        event = WorkerEvent(attempt=self._attempt, time=self._now(), reason=reason, message=message)
-        self._reporter.send(event)
+        self._reporter.send(
+            WorkerEvent(attempt=self._attempt, time=self._now(), reason=reason, message=shortened(message))
+        )
 
     def _cost_since(self, clock: float) -> tuple[float, int]:
         """Return seconds and peak GPU memory of this epoch; waits for the device, once an epoch."""
