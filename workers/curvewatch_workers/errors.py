@@ -3,6 +3,7 @@
 WorkersError
 ├── TaskError: the user's callable, or what it returned, cannot be used
 │   ├── UnsavableStateError: the task holds state that no checkpoint can hold
+│   ├── ExitedError: the user's code has called sys.exit
 │   └── UserCodeError: the user's code raised; carries its traceback, trimmed of ours
 ├── LayoutMismatchError: the ranks disagree on the buffer of the epoch
 ├── StorageError: the place for checkpoints cannot be used
@@ -33,6 +34,10 @@ class TaskError(WorkersError):
 
 class UnsavableStateError(TaskError):
     """The task holds state that could not be read back from a checkpoint."""
+
+
+class ExitedError(TaskError):
+    """The user's code has called sys.exit in a worker."""
 
 
 class UserCodeError(TaskError):
@@ -73,10 +78,22 @@ class TrackerError(WorkersError):
 
 def user_traceback(error: BaseException) -> str:
     """Format a traceback without the frames of this package that lead to the user's code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if _OWN_FOLDER not in Path(frame.filename).parents]
-    lines = ["Traceback (most recent call last):\n", *traceback.format_list(users)]
+    lines = ["Traceback (most recent call last):\n", *traceback.format_list(_frames_of_others(error))]
     return printable("".join([*lines, *traceback.format_exception_only(error)]))
+
+
+def frames_of_others(error: BaseException) -> tuple[str, ...]:
+    """Return where an exception and what caused it were raised, without the frames of this package."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    frames = [frame for one in reversed(chain) for frame in _frames_of_others(one)]
+    return tuple(printable(f"{Path(one.filename).name}:{one.lineno} in {one.name}") for one in frames)
+
+
+def _frames_of_others(error: BaseException) -> list[traceback.FrameSummary]:
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if _OWN_FOLDER not in Path(frame.filename).parents]
 
 
 def printable(text: str) -> str:

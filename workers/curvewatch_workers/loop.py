@@ -27,7 +27,7 @@ from curvewatch_workers.contract import (
     WorkerEvent,
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
-from curvewatch_workers.errors import CheckpointLostError, UnsavableStateError, shortened
+from curvewatch_workers.errors import CheckpointLostError, StorageError, UnsavableStateError, shortened
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
@@ -352,6 +352,8 @@ class Trainer:
             problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
         except CheckpointLostError as error:
             problem = lost = str(error)
+        except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk by the latter
+            raise StorageError(f"a checkpoint could not be kept: {error}") from error
         self._lookout.saved()
         if problem is not None:
             self._tell("checkpoint_not_kept", problem)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,15 +24,18 @@ from curvewatch_workers.contract import (
     repeated_failure,
 )
 from curvewatch_workers.errors import (
+    ExitedError,
     LayoutMismatchError,
+    StorageError,
     SupersededError,
     UnsavableStateError,
     UserCodeError,
     WorkersError,
+    frames_of_others,
     printable,
     user_traceback,
 )
-from curvewatch_workers.group import Group
+from curvewatch_workers.group import Group, is_lost_peer
 from curvewatch_workers.history import told_before
 from curvewatch_workers.loop import Position, Trainer, utc_now
 from curvewatch_workers.meter import MeterRun, metering
@@ -141,21 +145,22 @@ def _train(
     position = Position(0, "train", 0)
     trainer: Trainer | None = None
     try:
-        trainer, problem = _build(job, group, checkpoints, reporter, attempt, notices)
-        if trainer is None:
-            return WorkerEnding.model_validate_json(problem)
-        resumed = trainer.resume()
-        reporter.send(
-            AttemptStarted(
-                attempt=attempt,
-                submission=job.submission,
-                world_size=group.world_size,
-                time=utc_now(),
-                resumed_after_epoch=resumed.epoch,
-                resumed_after_step=resumed.step,
+        with _exits_are_errors():
+            trainer, problem = _build(job, group, checkpoints, reporter, attempt, notices)
+            if trainer is None:
+                return WorkerEnding.model_validate_json(problem)
+            resumed = trainer.resume()
+            reporter.send(
+                AttemptStarted(
+                    attempt=attempt,
+                    submission=job.submission,
+                    world_size=group.world_size,
+                    time=utc_now(),
+                    resumed_after_epoch=resumed.epoch,
+                    resumed_after_step=resumed.step,
+                )
             )
-        )
-        ending = trainer.run(after_epoch=resumed.epoch)
+            ending = trainer.run(after_epoch=resumed.epoch)
     except SupersededError:
         raise  # no failure of the run
     except UnsavableStateError as error:
@@ -210,14 +215,13 @@ def _run_own_loop(
     if problem is not None or loop is None:
         return WorkerEnding.model_validate_json(problem or "")
     try:
-        with metering(run):
+        with metering(run), _exits_are_errors():
             loop(**job.spec.params)
     except SupersededError:
         raise  # no failure of the run
     except Exception as error:
-        _keep_failure(
-            layout, job.submission, attempt, group.rank, Position(run.last_epoch + 1, "train", 0), error
-        )
+        position = Position(run.last_epoch + 1, "train", 0)
+        _keep_failure(layout, job.submission, attempt, group.rank, position, error)
         raise
     finally:
         run.start(None)
@@ -310,7 +314,10 @@ def _keep_failure(
         time=utc_now(),
         error=printable(f"{type(error).__name__}: {error}"),
         position=position,
-        traceback=user_traceback(error),
+        traceback=user_traceback((isinstance(error, ExitedError) and error.__cause__) or error),
+        kind=printable(f"{type(error).__module__}.{type(error).__qualname__}"),
+        frames=frames_of_others(error),
+        passing=isinstance(error, StorageError) or is_lost_peer(error),
     )
     path = layout.attempts / f"{attempt:06d}-failure-{rank:04d}.json"
     try:
@@ -319,6 +326,18 @@ def _keep_failure(
         logger.exception(
             "Could not keep the failure of attempt %d", attempt, extra={"action": "failure_not_kept"}
         )
+
+
+@contextlib.contextmanager
+def _exits_are_errors() -> Iterator[None]:
+    """Let no sys.exit of the user's code end a worker as if it were done, or its thread without a word."""
+    try:
+        yield
+    except SystemExit as error:
+        raise ExitedError(
+            f"the job's code called sys.exit({error.code!r}) in a worker; let it return when it is done, and raise an "
+            "exception that says what is wrong when it is not"
+        ) from error
 
 
 def _ending_before_start(layout: RunLayout, submission: int) -> str | None:
