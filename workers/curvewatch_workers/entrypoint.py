@@ -40,7 +40,7 @@ from curvewatch_workers.loop import utc_now
 from curvewatch_workers.preemption import Notice
 from curvewatch_workers.ranking import Mode, badness, is_worst, ranked
 from curvewatch_workers.reporter import reporter_for
-from curvewatch_workers.storage import address_below, download, is_local, make_folder
+from curvewatch_workers.storage import address_below, download, is_local, make_folder, require_shared
 from curvewatch_workers.trackers import tracked
 from curvewatch_workers.worker import WorkerEnding, latest_attempt, run_worker
 
@@ -327,6 +327,7 @@ def _storage(job: WorkerJob) -> tuple[str, FileSystem | None]:
     """
     if job.spec.checkpoints.path is None:
         return job.storage_path, None
+    require_shared(job.spec.checkpoints.path)
     filesystem, path = make_folder(job.spec.checkpoints.path)
     return path, None if is_local(filesystem) else filesystem
 

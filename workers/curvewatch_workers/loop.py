@@ -27,7 +27,13 @@ from curvewatch_workers.contract import (
     WorkerEvent,
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
-from curvewatch_workers.errors import CheckpointLostError, StorageError, UnsavableStateError, shortened
+from curvewatch_workers.errors import (
+    CheckpointError,
+    CheckpointLostError,
+    StorageError,
+    UnsavableStateError,
+    shortened,
+)
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group
@@ -145,20 +151,23 @@ class Trainer:
         self._layout.require_agreement(self._group, self._sizes)
 
     def resume(self) -> Progress:
-        """Go on from the latest checkpoint that can be read; return how far it had come."""
+        """Go on from the latest checkpoint that can be read; return how far it had come.
+
+        Raises:
+            CheckpointError: On every rank: none can be read, or the latest does not fit the task.
+        """
         snapshot, damages = read_latest(self._checkpoints, self._group)
         for damage in damages:
             self._tell("checkpoint_unreadable", damage)
         if snapshot is None:
             return Progress(0)
-        self._model.load_state_dict(snapshot.model)
-        self._task.optimizer.load_state_dict(snapshot.optimizer)
-        if self._task.scheduler is not None and snapshot.scheduler is not None:
-            self._task.scheduler.load_state_dict(snapshot.scheduler)
-        if snapshot.scaler is not None:
-            self._step.scaler.load_state_dict(snapshot.scaler)
-        if isinstance(self._task.loss, nn.Module) and snapshot.loss is not None:
-            self._task.loss.load_state_dict(snapshot.loss)
+        try:
+            self._load(snapshot)
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoint of epoch {snapshot.epoch} does not fit the job: {' '.join(str(error).split())}; go on "
+                "with the code and params that wrote it, or train the changed job as a run of its own"
+            ) from error
         for record in snapshot.records:
             self._plateau = self._stopper.should_stop(record)
         self._best.load(snapshot.best_model)
@@ -168,6 +177,16 @@ class Trainer:
         for record in snapshot.records:
             self._reporter.send(EpochFinished(record=record))
         return Progress(snapshot.epoch, snapshot.partial.steps if snapshot.partial else 0)
+
+    def _load(self, snapshot: Snapshot) -> None:
+        self._model.load_state_dict(snapshot.model)
+        self._task.optimizer.load_state_dict(snapshot.optimizer)
+        if self._task.scheduler is not None and snapshot.scheduler is not None:
+            self._task.scheduler.load_state_dict(snapshot.scheduler)
+        if snapshot.scaler is not None:
+            self._step.scaler.load_state_dict(snapshot.scaler)
+        if isinstance(self._task.loss, nn.Module) and snapshot.loss is not None:
+            self._task.loss.load_state_dict(snapshot.loss)
 
     def run(self, *, after_epoch: int) -> Ending:
         """Train every epoch after the given one; return how the run ended.

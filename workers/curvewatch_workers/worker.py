@@ -24,6 +24,8 @@ from curvewatch_workers.contract import (
     repeated_failure,
 )
 from curvewatch_workers.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
     ExitedError,
     LayoutMismatchError,
     StorageError,
@@ -163,7 +165,11 @@ def _train(
             ending = trainer.run(after_epoch=resumed.epoch)
     except SupersededError:
         raise  # no failure of the run
-    except UnsavableStateError as error:
+    except DamagedCheckpointError as error:
+        # The storage may be back for the next attempt.
+        _keep_failure(layout, job.submission, attempt, group.rank, position, error)
+        raise
+    except (UnsavableStateError, CheckpointError) as error:
         return _task_ending(error)
     except Exception as error:
         position = position if trainer is None else trainer.position
@@ -342,9 +348,7 @@ def _exits_are_errors() -> Iterator[None]:
 
 def _ending_before_start(layout: RunLayout, submission: int) -> str | None:
     """Return why this group must not train: a newer start of the job does, or it would fail as it did before."""
-    newest = max(
-        (_submission_in(path) for path in layout.attempts.glob("*") if path.name.isdigit()), default=0
-    )
+    newest = latest_submission(layout)
     if newest > submission:
         reason = (
             f"start {submission} of the job ends: start {newest} of it has begun to train, and only the latest may; "
@@ -353,6 +357,11 @@ def _ending_before_start(layout: RunLayout, submission: int) -> str | None:
         return WorkerEnding(outcome=Outcome.FAILED, reason=reason).model_dump_json()
     failure = repeated_failure(layout, submission)
     return None if failure is None else WorkerEnding.of_failure(failure, "failed twice").model_dump_json()
+
+
+def latest_submission(layout: RunLayout) -> int:
+    """Return which start of the job claimed an attempt last, 0 before the first."""
+    return max((_submission_in(path) for path in layout.attempts.glob("*") if path.name.isdigit()), default=0)
 
 
 def _submission_in(path: Path) -> int:
