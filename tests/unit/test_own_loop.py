@@ -17,6 +17,7 @@ from curvewatch_workers.contract import (
     Outcome,
     RunFinished,
     RunLayout,
+    WorkerEvent,
     WorkerJob,
     last_failure,
 )
@@ -167,3 +168,33 @@ def test_a_loop_that_was_overtaken_has_not_failed(tmp_path: Path) -> None:
         start(tmp_path, Overtaken())
 
     assert last_failure(layout, 1) is None
+
+
+def test_what_a_loop_of_ones_own_does_not_use_is_told(tmp_path: Path) -> None:
+    spec = make_spec(
+        code={"loop": "my_loop:main"},
+        epochs=1,
+        seed=3,
+        precision="bf16",
+        policy={"max_seconds": 60},
+        checkpoints={"keep": 5, "path": str(tmp_path / "kept"), "every_epochs": 2},
+        fault_tolerance={"max_restarts": 1},
+    )
+    job = WorkerJob(
+        run_id=RUN, submission=1, spec=spec, storage_path=str(tmp_path / "runs"), service_url=None
+    )
+    reporter = RecordingReporter()
+
+    run_worker(job, SoloGroup(), NoCheckpoints(), lambda _attempt: reporter)
+
+    (event,) = (message for message in reporter.messages if isinstance(message, WorkerEvent))
+    assert event.reason == "settings_not_used"
+    assert "checkpoints.every_epochs, policy.max_seconds, training.precision, which" in event.message
+
+
+def test_a_loop_whose_job_sets_nothing_more_is_told_nothing(tmp_path: Path) -> None:
+    reporter = RecordingReporter()
+
+    start(tmp_path, reporter)
+
+    assert not [message for message in reporter.messages if isinstance(message, WorkerEvent)]

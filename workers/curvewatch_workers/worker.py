@@ -17,9 +17,11 @@ from curvewatch_workers.contract import (
     Control,
     EpochFinished,
     IngestMessage,
+    JobSpec,
     KeptFailure,
     Outcome,
     RunLayout,
+    WorkerEvent,
     WorkerJob,
     repeated_failure,
 )
@@ -200,6 +202,14 @@ def _run_own_loop(
                 else after_epoch,
             )
         )
+        unused = _unused_by_loop(job.spec)
+        if unused:
+            message = (
+                f"the job sets {', '.join(unused)}, which a loop of one's own does not use: it decides for itself; "
+                "take them out of the job"
+            )
+            event = WorkerEvent(attempt=attempt, time=started_at, reason="settings_not_used", message=message)
+            reporter.send(event)
 
     started_at = utc_now()
     run = MeterRun(
@@ -237,6 +247,20 @@ def _run_own_loop(
     return WorkerEnding(
         outcome=outcome or Outcome.SUCCEEDED, reason=f"the loop has returned after epoch {run.last_epoch}"
     )
+
+
+def _unused_by_loop(spec: JobSpec) -> list[str]:
+    """Return the settings that differ from their default and that only the engine's loop would use."""
+    # Ray Train keeps what the loop reports to it.
+    used = {"training.seed", "checkpoints.keep", "checkpoints.path"}
+    parts = {"checkpoints": spec.checkpoints, "policy": spec.policy, "training": spec.training}
+    changed = [
+        f"{part}.{name}"
+        for part, values in parts.items()
+        for name, field in sorted(type(values).model_fields.items())
+        if not field.is_required() and getattr(values, name) != field.default
+    ]
+    return [name for name in changed if name not in used]
 
 
 def _build(
