@@ -299,6 +299,57 @@ def test_a_replayed_epoch_draws_the_same_random_numbers(tmp_path: Path, data_wor
     assert [record.train for record in reporter.records] == [record.train for record in undisturbed]
 
 
+def test_each_rank_draws_random_numbers_of_its_own_and_the_same_again(tmp_path: Path) -> None:
+    class Drawing(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+        """Gives noise, and keeps it."""
+
+        def __init__(self) -> None:
+            self.drawn: list[float] = []
+
+        def __len__(self) -> int:
+            return 32
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            noise = torch.rand(4) + float(np.random.random()) + random.random()
+            self.drawn.append(float(noise.sum()))
+            return noise, torch.tensor(0)
+
+    def drawn(rank: int) -> list[float]:
+        data = Drawing()
+        trainer = make_trainer(make_spec(), make_task(train=data), tmp_path / "x", group=FakeGroup(rank, 2))
+        data.drawn.clear()
+        trainer.run(after_epoch=0)
+        return data.drawn
+
+    first, second = drawn(0), drawn(1)
+
+    assert len(first) == len(second) == 32  # half of each of two epochs
+    assert not set(first) & set(second)
+    assert len(set(first)) == 32
+    assert drawn(1) == second
+
+
+def test_a_resumed_fp16_run_goes_on_with_its_scale(tmp_path: Path) -> None:
+    """From torch's first scale it would leave steps out again."""
+
+    def records(folder: Path, epochs: int) -> list[EpochRecord]:
+        task = make_task()
+        inputs, targets = datasets(task)[0].tensors
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+        steep = make_task(model=task.model, optimizer=optimizer, train=TensorDataset(inputs * 100, targets))
+        spec = make_spec(epochs=epochs, precision="fp16", checkpoints={"min_interval_seconds": 0})
+        return train_alone(spec, steep, FolderCheckpoints(folder, rank=0, keep=1))
+
+    undisturbed = records(tmp_path / "a", 4)
+    records(tmp_path / "b", 3)
+    resumed = records(tmp_path / "b", 4)
+
+    assert undisturbed[0].skipped_steps > 0
+    assert undisturbed[3].skipped_steps == 0
+    assert [one.skipped_steps for one in resumed] == [one.skipped_steps for one in undisturbed]
+    assert resumed[3].train == undisturbed[3].train
+
+
 def test_parameters_that_the_optimizer_leaves_alone_do_not_pile_up_gradients(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
