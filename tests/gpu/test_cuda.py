@@ -207,3 +207,26 @@ def test_the_group_speaks_nccl(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 1 by nccl" in done.stdout
+
+
+def test_a_resumed_adam_counts_its_steps_where_a_fresh_one_does(tmp_path: Path) -> None:
+    def trainer() -> Trainer:
+        task = make_task()
+        optimizer = torch.optim.Adam(task.model.parameters())
+        return Trainer(
+            run_id="toy",
+            attempt=1,
+            spec=make_spec(checkpoints={"min_interval_seconds": 0}),
+            task=make_task(model=task.model, optimizer=optimizer),
+            group=SoloGroup(torch.device("cuda")),
+            checkpoints=FolderCheckpoints(tmp_path, rank=0, keep=1),
+            reporter=RecordingReporter(),
+        )
+
+    fresh, resumed = trainer(), trainer()
+    fresh.run(after_epoch=0)
+    assert resumed.resume().epoch == 2
+
+    for state in (fresh._task.optimizer.state, resumed._task.optimizer.state):
+        assert {one["step"].device.type for one in state.values()} == {"cpu"}
+        assert {one["exp_avg"].device.type for one in state.values()} == {"cuda"}

@@ -39,7 +39,7 @@ def readable(checkpoints):
     for name in checkpoints.names():
         with checkpoints.open(name) as folder:
             try:
-                yield Snapshot.read(folder, torch.device("cpu")).epoch
+                yield Snapshot.read(folder).epoch
             except DamagedCheckpointError:
                 assert replaced and name == "epoch-000002", name
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pydantic import TypeAdapter
 
 from curvewatch_workers.checkpoint import Snapshot
@@ -31,7 +30,6 @@ from curvewatch_workers.ranking import Best
 
 pytestmark = pytest.mark.long
 
-CPU = torch.device("cpu")
 MESSAGE: TypeAdapter[IngestMessage] = TypeAdapter(IngestMessage)
 UPLOAD_SECONDS = 3.0
 
@@ -203,7 +201,7 @@ def test_no_epoch_waits_for_an_upload(fitting: Fitting, first: RunFinished) -> N
 
 
 def test_the_best_is_that_of_the_metric_and_has_an_address(place: str, first: RunFinished) -> None:
-    latest, best = (Snapshot.read(local(one), CPU) for one in (first.checkpoint, first.best_checkpoint))
+    latest, best = (Snapshot.read(local(one)) for one in (first.checkpoint, first.best_checkpoint))
 
     assert str(first.checkpoint).startswith(f"{place}/one/checkpoint_")
     assert latest.epoch == 24
@@ -222,7 +220,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(fitting: Fitting, seco
     assert [event.reason for event in events] == ["checkpoint_unreadable"]
     assert "model.pt is not what was written" in events[0].message
     assert 0 < start.resumed_after_epoch < 24
-    final = Snapshot.read(local(second.checkpoint), CPU)
+    final = Snapshot.read(local(second.checkpoint))
     assert (final.epoch, final.attempt) == (26, 2)
     assert [record.epoch for record in final.records] == list(range(1, 27))
 

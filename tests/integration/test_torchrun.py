@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from curvewatch_workers.checkpoint import Snapshot
 from curvewatch_workers.contract import EpochRecord
@@ -80,7 +79,7 @@ def test_the_digits_have_one_curve_on_one_and_four_ranks(tmp_path: Path, project
 
     require_equal(alone, together)
     assert alone[-1].validation.samples_expected == 361
-    final = Snapshot.read(tmp_path / "4" / "digits" / "epoch-000015", torch.device("cpu"))
+    final = Snapshot.read(tmp_path / "4" / "digits" / "epoch-000015")
     assert final.records[-1].validation.loss == pytest.approx(alone[-1].validation.loss, rel=1e-5)
 
 

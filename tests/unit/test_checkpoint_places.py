@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import fsspec
 import pytest
-import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from checkpoint_support import make_snapshot
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
 from curvewatch_workers.drafts import Drafts
-from curvewatch_workers.errors import StorageError
+from curvewatch_workers.errors import CheckpointLostError, StorageError
 from curvewatch_workers.keeping import Progress
 from curvewatch_workers.ranking import Mode
 from curvewatch_workers.remote import RemoteCheckpoints
 from curvewatch_workers.storage import address_below, is_local, open_storage
 
-CPU = torch.device("cpu")
 Place: TypeAlias = FolderCheckpoints | RemoteCheckpoints
 Make = Callable[..., Place]
 
@@ -34,6 +33,12 @@ class Gated(LocalFileSystem):  # type: ignore[misc]  # fsspec has no types
     gate = threading.Event()
     reached = threading.Event()
     full = False
+    locked = False
+
+    def rm(self, *arguments: Any, **options: Any) -> None:
+        if Gated.locked:
+            raise PermissionError("nothing may be deleted")
+        super().rm(*arguments, **options)
 
     def open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         if "w" in mode:
@@ -50,7 +55,7 @@ fsspec.register_implementation("gated", Gated)
 @pytest.fixture(autouse=True)
 def open_gate() -> Iterator[None]:
     Gated.gate.set()
-    Gated.full = False
+    Gated.full = Gated.locked = False
     yield
     Gated.gate.set()
 
@@ -104,7 +109,7 @@ def test_what_was_written_can_be_read(make: Make) -> None:
     save(make(), 3, 1.0)
 
     with make(rank=1).open("epoch-000003") as folder:
-        assert Snapshot.read(folder, CPU).epoch == 3
+        assert Snapshot.read(folder).epoch == 3
 
 
 def test_a_write_that_fails_leaves_the_older_checkpoint(make: Make, tmp_path: Path) -> None:
@@ -149,21 +154,58 @@ def test_an_upload_under_way_costs_training_nothing_and_the_last_waits_for_it(tm
     checkpoints.close()
 
 
-def test_an_upload_that_fails_is_told_once_and_ends_nothing(tmp_path: Path) -> None:
+def settled(checkpoints: RemoteCheckpoints, epoch: int) -> str | None:
+    """Save a checkpoint after which others may follow, once the one before is through."""
+    while (upload := checkpoints._upload) is not None and not upload.future.done():
+        time.sleep(0.01)
+    return checkpoints.save(Progress(epoch), make_snapshot(epoch).write, score=1.0, last=False)
+
+
+def test_uploads_that_fail_are_told_once_and_named_when_the_storage_is_back(tmp_path: Path) -> None:
     checkpoints = make_remote(f"gated://{tmp_path}/kept", tmp_path)
     save(checkpoints, 1, 1.0)
     Gated.full = True
-    told = [checkpoints.save(Progress(e), make_snapshot(e).write, score=1.0, last=True) for e in (2, 3)]
+    told = [settled(checkpoints, epoch) for epoch in (2, 3, 4)]
+    assert checkpoints._upload is not None
+    checkpoints._upload.future.exception(60)
     Gated.full = False
-    save(checkpoints, 4, 1.0)
-    Gated.full = True
-    told.append(checkpoints.save(Progress(5), make_snapshot(5).write, score=1.0, last=True))
+    told += [settled(checkpoints, epoch) for epoch in (5, 6)]
+    save(checkpoints, 7, 1.0)
 
-    assert [text is not None for text in told] == [True, False, True]
-    assert "could not be kept" in str(told[0])
-    assert "the disk is full" in str(told[0])
-    assert checkpoints.names() == ("epoch-000004", "epoch-000001")
+    assert [text is not None for text in told] == [False, True, False, False, True]
+    assert "epoch-000002 could not be kept" in str(told[1])
+    assert "the disk is full" in str(told[1])
+    assert "epoch-000002, epoch-000003, epoch-000004 were not" in str(told[4])
     assert not list((tmp_path / "drafts").iterdir())
+    checkpoints.close()
+
+
+def test_the_last_checkpoint_is_never_lost_silently(tmp_path: Path) -> None:
+    checkpoints = make_remote(f"gated://{tmp_path}/kept", tmp_path)
+    save(checkpoints, 1, 1.0)
+    Gated.full = True
+    for epoch in (2, 3):
+        with pytest.raises(
+            CheckpointLostError, match=f"epoch-00000{epoch} could not be kept.*the disk is full"
+        ):
+            checkpoints.save(Progress(epoch), make_snapshot(epoch).write, score=1.0, last=True)
+
+    assert checkpoints.names() == ("epoch-000001",)
+    assert not list((tmp_path / "drafts").iterdir())
+    checkpoints.close()
+
+
+def test_a_checkpoint_is_kept_although_a_surplus_one_cannot_be_deleted(tmp_path: Path) -> None:
+    checkpoints = make_remote(f"gated://{tmp_path}/kept", tmp_path, keep=1)
+    save(checkpoints, 1, 1.0)
+    Gated.locked = True
+
+    save(checkpoints, 2, 0.5)
+
+    assert checkpoints.names() == ("epoch-000002", "epoch-000001")
+    Gated.locked = False
+    save(checkpoints, 3, 0.2)
+    assert checkpoints.names() == ("epoch-000003",)
     checkpoints.close()
 
 

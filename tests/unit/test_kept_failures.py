@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,7 @@ def _keep(
     step: int = 4,
     submission: int = 1,
     second: int = 0,
+    **changes: Any,
 ) -> KeptFailure:
     failure = KeptFailure(
         submission=submission,
@@ -36,6 +38,7 @@ def _keep(
         error=error,
         position=(3, "train", step),
         traceback=f"Traceback of {error}",
+        **changes,
     )
     path = layout.attempts / f"{attempt:06d}-failure-{rank:04d}.json"
     path.write_text(failure.model_dump_json())
@@ -65,6 +68,48 @@ def test_another_error_or_another_step_does_not_repeat(layout: RunLayout, error:
     _keep(layout, 2, error=error, step=step)
 
     assert repeated_failure(layout, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("once", "again"),
+    [
+        ("<Net object at 0x7f3a10> is empty", "<Net object at 0x55e0c8a1b2f0> is empty"),
+        ("/tmp/tmpab12_x9z/sample-7.pt is torn", "/tmp/tmpq0q1r2s3/sample-7.pt is torn"),
+        (
+            "no cache 0b6f1c9e-3c1d-4c55-9c53-1f2b7a0e8d11",
+            "no cache 5e2d8f7a-9b1c-4d3e-8f6a-7c5b4a392817",
+        ),
+    ],
+)
+def test_what_each_process_names_anew_tells_no_error_from_another(
+    layout: RunLayout, once: str, again: str
+) -> None:
+    _keep(layout, 1, error=f"ValueError: {once}")
+    last = _keep(layout, 2, error=f"ValueError: {again}")
+
+    assert repeated_failure(layout, 1) == last
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "their.OSError"},
+        {"frames": ("job.py:8 in load", "job.py:30 in parse")},
+    ],
+)
+def test_one_message_of_two_errors_does_not_repeat(layout: RunLayout, changes: dict[str, Any]) -> None:
+    _keep(layout, 1, kind="builtins.OSError", frames=("job.py:8 in load",))
+    _keep(layout, 2, **{"kind": "builtins.OSError", "frames": ("job.py:8 in load",), **changes})
+
+    assert repeated_failure(layout, 1) is None
+
+
+def test_what_may_pass_never_ends_a_run(layout: RunLayout) -> None:
+    _keep(layout, 1, passing=True)
+    last = _keep(layout, 2, passing=True)
+
+    assert repeated_failure(layout, 1) is None
+    assert last_failure(layout, 1) == last
 
 
 def test_another_start_of_the_job_does_not_count(layout: RunLayout) -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import shutil
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +20,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.data import Dataset, TensorDataset
 
 from curvewatch_workers.batches import BatchPlan, shuffled
-from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
-from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome
+from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints, Snapshot
+from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome, WorkerEvent
 from curvewatch_workers.decisions import Ending
-from curvewatch_workers.errors import TaskError
+from curvewatch_workers.errors import CheckpointLostError, TaskError
 from curvewatch_workers.group import Group, SoloGroup
-from curvewatch_workers.keeping import MARKER, score_in
+from curvewatch_workers.keeping import MARKER, Progress, score_in
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import FakeGroup, RecordingReporter, train_alone
@@ -160,7 +161,7 @@ def test_stop_and_pause_end_the_run_with_a_checkpoint(tmp_path: Path) -> None:
 
         assert ending.outcome is outcome
         assert len(records) == 1
-        assert Snapshot.read(folder / "epoch-000001", torch.device("cpu")).epoch == 1
+        assert Snapshot.read(folder / "epoch-000001").epoch == 1
 
 
 def test_the_last_epoch_wins_over_a_pause(tmp_path: Path) -> None:
@@ -298,6 +299,57 @@ def test_a_replayed_epoch_draws_the_same_random_numbers(tmp_path: Path, data_wor
     assert [record.train for record in reporter.records] == [record.train for record in undisturbed]
 
 
+def test_each_rank_draws_random_numbers_of_its_own_and_the_same_again(tmp_path: Path) -> None:
+    class Drawing(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+        """Gives noise, and keeps it."""
+
+        def __init__(self) -> None:
+            self.drawn: list[float] = []
+
+        def __len__(self) -> int:
+            return 32
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            noise = torch.rand(4) + float(np.random.random()) + random.random()
+            self.drawn.append(float(noise.sum()))
+            return noise, torch.tensor(0)
+
+    def drawn(rank: int) -> list[float]:
+        data = Drawing()
+        trainer = make_trainer(make_spec(), make_task(train=data), tmp_path / "x", group=FakeGroup(rank, 2))
+        data.drawn.clear()
+        trainer.run(after_epoch=0)
+        return data.drawn
+
+    first, second = drawn(0), drawn(1)
+
+    assert len(first) == len(second) == 32  # half of each of two epochs
+    assert not set(first) & set(second)
+    assert len(set(first)) == 32
+    assert drawn(1) == second
+
+
+def test_a_resumed_fp16_run_goes_on_with_its_scale(tmp_path: Path) -> None:
+    """From torch's first scale it would leave steps out again."""
+
+    def records(folder: Path, epochs: int) -> list[EpochRecord]:
+        task = make_task()
+        inputs, targets = datasets(task)[0].tensors
+        optimizer = torch.optim.SGD(task.model.parameters(), lr=0.1)
+        steep = make_task(model=task.model, optimizer=optimizer, train=TensorDataset(inputs * 100, targets))
+        spec = make_spec(epochs=epochs, precision="fp16", checkpoints={"min_interval_seconds": 0})
+        return train_alone(spec, steep, FolderCheckpoints(folder, rank=0, keep=1))
+
+    undisturbed = records(tmp_path / "a", 4)
+    records(tmp_path / "b", 3)
+    resumed = records(tmp_path / "b", 4)
+
+    assert undisturbed[0].skipped_steps > 0
+    assert undisturbed[3].skipped_steps == 0
+    assert [one.skipped_steps for one in resumed] == [one.skipped_steps for one in undisturbed]
+    assert resumed[3].train == undisturbed[3].train
+
+
 def test_parameters_that_the_optimizer_leaves_alone_do_not_pile_up_gradients(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
@@ -389,7 +441,7 @@ def test_the_weights_of_the_best_epoch_are_put_back(tmp_path: Path, interrupted_
     assert losses[-1] > 1.05 * best
     assert len(losses) == losses.index(best) + 1 + 5
     inputs, targets = datasets(task)[1].tensors
-    kept = Snapshot.read(tmp_path / f"epoch-{len(losses):06d}", torch.device("cpu"))
+    kept = Snapshot.read(tmp_path / f"epoch-{len(losses):06d}")
     marker = (tmp_path / f"epoch-{len(losses):06d}" / MARKER).read_text()
     assert score_in(marker) == pytest.approx(best, rel=1e-6)
     for state in (task.model.state_dict(), kept.model):
@@ -435,4 +487,91 @@ def test_a_compiled_model_has_the_same_curve_and_checkpoints(tmp_path: Path) -> 
         assert other.train.loss == pytest.approx(one.train.loss, rel=1e-5)
         assert other.validation.metrics == one.validation.metrics
     names = set(make_task().model.state_dict())
-    assert set(Snapshot.read(tmp_path / "compiled" / "epoch-000002", torch.device("cpu")).model) == names
+    assert set(Snapshot.read(tmp_path / "compiled" / "epoch-000002").model) == names
+
+
+class LosesTheLast(NoCheckpoints):
+    """A storage that takes no more when the run ends."""
+
+    def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:  # noqa: ARG002
+        if last:
+            raise CheckpointLostError("epoch-000002 could not be kept in bucket/x: no space")
+        return "epoch-000001 could not be kept in bucket/x, training goes on: no space"
+
+
+@pytest.mark.parametrize("control", [Control.CONTINUE, Control.STOP])
+def test_a_run_whose_last_checkpoint_is_lost_has_failed(control: Control) -> None:
+    reporter = RecordingReporter(control)
+    trainer = Trainer(
+        run_id="toy",
+        attempt=1,
+        spec=make_spec(epochs=2, checkpoints={"min_interval_seconds": 0}),
+        task=make_task(),
+        group=SoloGroup(),
+        checkpoints=LosesTheLast(),
+        reporter=reporter,
+    )
+
+    ending = trainer.run(after_epoch=0)
+
+    assert ending.outcome is Outcome.FAILED
+    end = "stopped on request after epoch 1" if control is Control.STOP else "all 2 epochs are done"
+    assert ending.reason == f"{end}, but epoch-000002 could not be kept in bucket/x: no space"
+    told = [message for message in reporter.messages if isinstance(message, WorkerEvent)]
+    assert {event.reason for event in told} == {"checkpoint_not_kept"}
+    assert len(told) == (1 if control is Control.STOP else 2)
+
+
+class Drifting(nn.Module):
+    """A loss that follows what it has seen: a running mean of the outputs pulls them."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            self.mean.mul_(0.9).add_(0.1 * outputs.detach().mean(0))
+        return nn.functional.cross_entropy(outputs - self.mean, targets, reduction="none")
+
+
+def test_what_a_loss_has_learnt_survives_a_resume(tmp_path: Path) -> None:
+    def records(folder: Path, epochs: int) -> list[EpochRecord]:
+        spec = make_spec(epochs=epochs, checkpoints={"min_interval_seconds": 0})
+        return train_alone(spec, make_task(loss=Drifting()), FolderCheckpoints(folder, rank=0, keep=1))
+
+    undisturbed = records(tmp_path / "a", 4)
+    records(tmp_path / "b", 2)
+
+    assert [one.train for one in records(tmp_path / "b", 4)] == [one.train for one in undisturbed]
+
+
+def test_a_checkpoint_without_the_losss_state_is_gone_on_with(tmp_path: Path) -> None:
+    """Earlier versions kept none."""
+    spec = make_spec(checkpoints={"min_interval_seconds": 0})
+    train_alone(spec, make_task(), FolderCheckpoints(tmp_path, rank=0, keep=1))
+
+    again = make_trainer(make_spec(epochs=3), make_task(loss=Drifting()), tmp_path)
+
+    assert again.resume().epoch == 2
+
+
+def test_an_event_that_is_too_long_is_cut_where_one_sees_it(tmp_path: Path) -> None:
+    class Talkative(NoCheckpoints):
+        def save(self, *_arguments: object, **_options: object) -> str | None:
+            return "bad caf\udce9.pt " * 1000
+
+    reporter = RecordingReporter()
+    trainer = make_trainer(make_spec(epochs=1), make_task(), tmp_path, reporter)
+    trainer._checkpoints = Talkative()
+
+    trainer.run(after_epoch=0)
+
+    (event,) = (message for message in reporter.messages if isinstance(message, WorkerEvent))
+    assert 4000 < len(event.message) <= 4096
+    assert event.message.startswith("bad caf\\udce9.pt bad")
+    kept, _, cut = event.message.partition("... [")
+    assert cut == f"{17_000 - len(kept)} more characters]"
+    assert WorkerEvent.model_validate_json(event.model_dump_json()) == event

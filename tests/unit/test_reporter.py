@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import resource
 import socket
 import threading
 import time
@@ -13,10 +15,10 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from curvewatch_workers.contract import Control, EpochFinished, IngestAnswer, IngestRequest
+from curvewatch_workers.contract import Control, EpochFinished, IngestAnswer, IngestRequest, WorkerEvent
 from curvewatch_workers.reporter import HttpPost, NullReporter, SpoolingReporter, Undeliverable
 from proxy_support import proxy_and_netrc
-from record_support import make_record
+from record_support import START, make_record
 
 MESSAGE: TypeAdapter[EpochFinished] = TypeAdapter(EpochFinished)
 
@@ -29,6 +31,7 @@ class Service:
         self.bodies: list[bytes] = []
         self.control = Control.CONTINUE
         self.taken: list[int] = []
+        self.events: list[WorkerEvent] = []
         self.tokens: set[str | None] = set()
         self.changed = threading.Condition()
         service = self
@@ -46,6 +49,7 @@ class Service:
                     if status == 200:
                         messages = IngestRequest.model_validate_json(body).messages
                         service.taken += [m.record.epoch for m in messages if isinstance(m, EpochFinished)]
+                        service.events += [m for m in messages if isinstance(m, WorkerEvent)]
                         service.tokens.add(self.headers["Authorization"])
                     service.changed.notify_all()
                 if status == 200 and service.bodies:
@@ -78,7 +82,14 @@ def service() -> Iterator[Service]:
 
 def make_reporter(spool: Path, url: str | None, flush_seconds: float = 10.0) -> SpoolingReporter:
     post = HttpPost(url, "secret") if url else None
-    return SpoolingReporter(spool, post, poll_seconds=0.02, backoff_seconds=0.01, flush_seconds=flush_seconds)
+    return SpoolingReporter(
+        spool,
+        post,
+        poll_seconds=0.02,
+        backoff_seconds=0.01,
+        flush_seconds=flush_seconds,
+        respool_seconds=0.02,
+    )
 
 
 def spooled(spool: Path) -> list[int]:
@@ -165,6 +176,71 @@ def test_a_disk_that_cannot_be_written_ends_neither_run_nor_sending(service: Ser
     send(reporter, 1)
     service.wait(lambda: service.taken == [1])
     reporter.close()
+
+
+def has_full_disk(folder: Path) -> Path:
+    """Return a file that takes nothing until it is replaced."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    spool = folder / "a.jsonl"
+    spool.symlink_to("/dev/full")
+    return spool
+
+
+def test_what_a_full_disk_did_not_take_is_spooled_once_it_has_room(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = has_full_disk(tmp_path)
+    reporter = make_reporter(spool, service.url)
+    send(reporter, 1, 2)
+    service.wait(lambda: service.taken == [1, 2] and bool(service.events))
+    spool.unlink()
+    deadline = time.monotonic() + 20
+    while not spool.exists():  # nothing else is sent: it is tried again all the same
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    send(reporter, 3)
+    reporter.close()
+
+    kinds = [json.loads(line)["kind"] for line in spool.read_bytes().splitlines() if line]
+    assert sorted(kinds) == ["epoch", "epoch", "epoch", "event"]
+    (event,) = service.events
+    assert (event.reason, event.attempt) == ("spool_not_written", 1)
+    assert "No space left on device" in event.message
+    assert str(spool) in event.message
+    assert not any("is lost" in message for message in caplog.messages)
+
+
+def test_a_disk_that_fills_within_a_line_costs_no_line(tmp_path: Path) -> None:
+    spool = tmp_path / "a.jsonl"
+    reporter = make_reporter(spool, None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_500, hard))
+    try:
+        send(reporter, *range(1, 101))
+        deadline = time.monotonic() + 20
+        while not reporter._held:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    reporter.close()
+
+    told = [json.loads(line) for line in spool.read_bytes().splitlines()]
+    assert [one["record"]["epoch"] for one in told if one["kind"] == "epoch"] == list(range(1, 101))
+    assert [one["reason"] for one in told if one["kind"] == "event"] == ["spool_not_written"]
+
+
+def test_a_message_that_cannot_be_written_costs_itself_only(tmp_path: Path) -> None:
+    reporter = make_reporter(tmp_path / "a.jsonl", None)
+    half_a_character = WorkerEvent(attempt=1, time=START, reason="odd", message="x").model_copy(
+        update={"message": "\udce9"}
+    )
+    reporter.send(half_a_character)
+    send(reporter, 1)
+    reporter.close()
+
+    assert spooled(tmp_path / "a.jsonl") == [1]
 
 
 def test_the_other_ranks_report_nowhere() -> None:

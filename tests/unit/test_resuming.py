@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from checkpoint_support import make_snapshot
 from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
@@ -47,6 +49,20 @@ def test_when_none_can_be_read_the_run_does_not_start_over(tmp_path: Path) -> No
 
     with pytest.raises(DamagedCheckpointError, match="none of 2 checkpoints can be read"):
         read_latest(checkpoints, SoloGroup())
+
+
+def test_a_checkpoint_is_read_into_host_memory_whatever_the_ranks_train_on(tmp_path: Path) -> None:
+    """Adam keeps its count of steps there: on a GPU each step would wait for it."""
+    checkpoints = FolderCheckpoints(tmp_path, rank=0, keep=1)
+    state = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}}, "param_groups": []}
+    snapshot = dataclasses.replace(make_snapshot(1), optimizer=state)
+    checkpoints.save(Progress(1), snapshot.write, score=1.0, last=True)
+
+    read, _ = read_latest(checkpoints, SoloGroup(torch.device("meta")))
+
+    assert read is not None
+    assert {value.device.type for value in read.optimizer["state"][0].values()} == {"cpu"}
+    assert read.model["weight"].device.type == "cpu"
 
 
 def test_another_format_is_no_damage(tmp_path: Path) -> None:

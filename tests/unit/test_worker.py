@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
+from curvewatch_workers.checkpoint import Checkpoints, FolderCheckpoints, NoCheckpoints
 from curvewatch_workers.contract import (
     AttemptStarted,
     Control,
@@ -18,7 +18,7 @@ from curvewatch_workers.contract import (
     last_failure,
     repeated_failure,
 )
-from curvewatch_workers.errors import SupersededError
+from curvewatch_workers.errors import ExitedError, StorageError, SupersededError
 from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.testing import FakeGroup, RecordingReporter
 from curvewatch_workers.worker import WorkerEnding, latest_attempt, run_worker
@@ -57,9 +57,15 @@ def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(
-    tmp_path: Path, params: dict[str, object], *, submission: int = 1, task: str = "failing_job:build"
+    tmp_path: Path,
+    params: dict[str, object],
+    *,
+    submission: int = 1,
+    task: str = "failing_job:build",
+    code: dict[str, str] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[WorkerEnding, RecordingReporter | None]:
-    spec = make_spec(code={"task": task}, params=params)
+    spec = make_spec(code=code or {"task": task}, params=params)
     job = WorkerJob(
         run_id="toy-1",
         submission=submission,
@@ -73,7 +79,9 @@ def start(
         reporters.append(RecordingReporter())
         return reporters[-1]
 
-    checkpoints = FolderCheckpoints(RunLayout(job.storage_path, job.run_id).root, rank=0, keep=2)
+    checkpoints = checkpoints or FolderCheckpoints(
+        RunLayout(job.storage_path, job.run_id).root, rank=0, keep=2
+    )
     ending = run_worker(job, SoloGroup(), checkpoints, make_reporter)
     return ending, reporters[-1] if reporters else None
 
@@ -272,3 +280,125 @@ def test_what_another_rank_finds_wrong_ends_this_one_before_its_next_collective(
 
     assert ending == told
     assert group.reduced == []
+
+
+STATEFUL_FILE = """
+import torch
+from pathlib import Path
+from engine_support import make_task
+
+class AfterAStep(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        for state in self.state.values():
+            state["place"] = Path("x")
+
+class Schedule(torch.optim.lr_scheduler.StepLR):
+    def __init__(self, optimizer):
+        super().__init__(optimizer, 1)
+        self.place = Path("x")
+
+def build(part):
+    task = make_task()
+    made = AfterAStep(task.model.parameters(), lr=0.1, momentum=0.9)
+    if part == "optimizer":
+        return make_task(model=task.model, optimizer=made)
+    return make_task(model=task.model, optimizer=task.optimizer, scheduler=Schedule(task.optimizer))
+"""
+
+
+@pytest.mark.parametrize(("part", "trained"), [("optimizer", 1), ("scheduler", 0)])
+def test_state_that_no_checkpoint_can_hold_ends_the_run_at_its_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, trained: int
+) -> None:
+    (tmp_path / "stateful_job.py").write_text(STATEFUL_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("stateful_job", None)
+
+    ending, reporter = start(tmp_path, {"part": part}, task="stateful_job:build")
+
+    assert ending.outcome is Outcome.FAILED
+    assert f"TrainingTask.{part}: " in ending.reason
+    assert "pathlib" in ending.reason
+    assert "add_safe_globals" in ending.reason
+    assert reporter is not None
+    assert [record.epoch for record in reporter.records] == [1] * trained
+    assert not list((tmp_path / "runs" / "toy-1").glob("*epoch-*"))
+
+
+RAISING_FILE = """
+import itertools, sys, tempfile
+from engine_support import make_task
+from torch.utils.data import Dataset
+
+class Raises(Dataset):
+    def __init__(self, inner, how):
+        self.inner, self.how = inner, how
+    def __len__(self):
+        return len(self.inner)
+    def __getitem__(self, index):
+        if index == 7:
+            getattr(self, self.how)()
+        return self.inner[index]
+    def exits(self):
+        sys.exit(0)
+    def names_itself(self):
+        raise ValueError(f"{object()} in {tempfile.mkdtemp()} is empty")
+
+def build(how):
+    task = make_task()
+    return make_task(model=task.model, optimizer=task.optimizer, train=Raises(task.train, how))
+
+def loop(how):
+    sys.exit(0)
+"""
+
+
+@pytest.fixture
+def raising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "raising_job.py").write_text(RAISING_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("raising_job", None)
+
+
+@pytest.mark.usefixtures("raising")
+def test_an_error_that_names_addresses_and_temporary_folders_is_known_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is empty"):
+            start(tmp_path, {"how": "names_itself"}, task="raising_job:build")
+
+    ending, _ = start(tmp_path, {"how": "names_itself"}, task="raising_job:build")
+
+    assert ending.outcome is Outcome.FAILED
+    assert "failed twice" in ending.reason
+    failure = last_failure(RunLayout(tmp_path / "runs", "toy-1"), 1)
+    assert failure is not None
+    assert failure.kind == "builtins.ValueError"
+    assert any(frame.startswith("raising_job.py:") and "names_itself" in frame for frame in failure.frames)
+
+
+@pytest.mark.usefixtures("raising")
+@pytest.mark.parametrize("code", [{"task": "raising_job:build"}, {"loop": "raising_job:loop"}])
+def test_code_that_exits_has_failed(tmp_path: Path, code: dict[str, str]) -> None:
+    for _ in range(2):
+        with pytest.raises(ExitedError, match=r"called sys\.exit\(0\) in a worker"):
+            start(tmp_path, {"how": "exits"}, code=code)
+
+    ending, _ = start(tmp_path, {"how": "exits"}, code=code)
+
+    assert ending.outcome is Outcome.FAILED
+    assert "sys.exit(0)" in ending.reason
+    assert ending.traceback is not None
+    assert "raising_job.py" in ending.traceback
+
+
+def test_a_storage_that_fails_twice_at_one_step_does_not_end_the_run(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("0")
+
+    class Full(NoCheckpoints):
+        def save(self, *_arguments: object, **_options: object) -> str | None:
+            raise OSError("no space left on device")
+
+    for _ in range(3):
+        with pytest.raises(StorageError, match="could not be kept: no space left"):
+            start(tmp_path, {"counter": str(counter)}, checkpoints=Full())

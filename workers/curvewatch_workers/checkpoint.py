@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import pickle
 import secrets
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curvewatch_workers.contract import EpochRecord
@@ -34,6 +37,7 @@ MODEL_FILE, TRAINING_FILE, RECORDS_FILE, META_FILE = (
     "records.jsonl",
     "checkpoint.json",
 )
+_REMEDY = "keep only tensors, numbers, strings, lists and dicts in it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,8 @@ class Snapshot:
     scheduler: dict[str, Any] | None
     scaler: dict[str, Any] | None = None
     """State of the gradient scaler; None without one."""
+    loss: dict[str, Any] | None = None
+    """State of the loss, of rank 0; None without any."""
     best_model: dict[str, Any] | None = None
     """State of the model at the best epoch; None unless the job wants it back when it stops early."""
     best: Best | None
@@ -66,12 +72,11 @@ class Snapshot:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
+            "loss": self.loss,
             "best_model": self.best_model,
             "partial": self.partial.state() if self.partial else None,
         }
-        # NumPy's numbers, which a schedule may have made, would be written but not read: they are pickled code.
-        training = pytree.tree_map_only(np.generic, lambda number: number.item(), training)
-        torch.save(training, folder / TRAINING_FILE)
+        torch.save(_plain(training), folder / TRAINING_FILE)
         lines = (record.model_dump_json() + "\n" for record in self.records)
         (folder / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
         meta = {
@@ -81,11 +86,29 @@ class Snapshot:
             "best": self.best._asdict() if self.best else None,
             "crc32": {name: crc32(folder / name) for name in (MODEL_FILE, TRAINING_FILE, RECORDS_FILE)},
         }
-        (folder / META_FILE).write_text(json.dumps(meta), encoding="utf-8")
+        said = {**meta, "checksum": _checksum(meta)}
+        (folder / META_FILE).write_text(json.dumps(said), encoding="utf-8")
+
+    def unreadable(self) -> str | None:
+        """Return which part of the task's state `read` would refuse and why, in one sentence; None without any.
+
+        Tensors are left out: what they hold is read whatever it is.
+        """
+        parts = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "loss": self.loss,
+        }
+        for name, state in parts.items():
+            why = _why_unreadable(_plain(state) if name != "model" else state)
+            if why is not None:
+                return f"TrainingTask.{name}: {why}"
+        return None
 
     @classmethod
-    def read(cls, folder: Path, device: torch.device) -> Snapshot:
-        """Read a snapshot, its tensors onto the device.
+    def read(cls, folder: Path) -> Snapshot:
+        """Read a snapshot, its tensors into host memory: who loads a state moves what belongs on a device.
 
         Raises:
             DamagedCheckpointError: A file is missing, or is not what was written.
@@ -93,15 +116,17 @@ class Snapshot:
         """
         meta = _undamaged(folder)
         try:
-            training = torch.load(folder / TRAINING_FILE, map_location=device, weights_only=True)
+            training = torch.load(folder / TRAINING_FILE, map_location="cpu", weights_only=True)
             lines = (folder / RECORDS_FILE).read_text(encoding="utf-8").splitlines()
             return cls(
                 epoch=meta["epoch"],
                 attempt=meta["attempt"],
-                model=torch.load(folder / MODEL_FILE, map_location=device, weights_only=True),
+                model=torch.load(folder / MODEL_FILE, map_location="cpu", weights_only=True),
                 optimizer=training["optimizer"],
                 scheduler=training["scheduler"],
                 scaler=training["scaler"],
+                # Checkpoints of this format have been written without.
+                loss=training.get("loss"),
                 best_model=training["best_model"],
                 partial=PartialEpoch.of_state(training["partial"]) if training["partial"] else None,
                 best=Best(**meta["best"]) if meta["best"] else None,
@@ -111,6 +136,40 @@ class Snapshot:
             raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
 
 
+def _plain(state: Any) -> Any:
+    """Return the state without NumPy's numbers, which a schedule may have made: they are pickled code."""
+    return pytree.tree_map_only(np.generic, lambda number: number.item(), state)
+
+
+def _why_unreadable(state: Any) -> str | None:
+    # Not those of subclasses: their class is written too.
+    skeleton = pytree.tree_map(lambda leaf: None if type(leaf) in (Tensor, nn.Parameter) else leaf, state)
+    file = io.BytesIO()
+    try:
+        torch.save(skeleton, file)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return f"its state_dict() cannot be pickled: {_first_line(error)}; {_REMEDY}"
+    file.seek(0)
+    try:
+        torch.load(file, weights_only=True)
+    except pickle.UnpicklingError as error:
+        file.seek(0)
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        return (
+            f"its state_dict() holds {', '.join(names) or _first_line(error)}, which a checkpoint could not be read "
+            f"back with; {_REMEDY}, or pass a class to torch.serialization.add_safe_globals where it is imported"
+        )
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
 def _undamaged(folder: Path) -> dict[str, Any]:
     """Return what a checkpoint says of itself, once its files are those that it names.
 
@@ -118,13 +177,19 @@ def _undamaged(folder: Path) -> dict[str, Any]:
     """
     try:
         meta: dict[str, Any] = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        own = meta.pop("checksum", None)
+        if own is not None and own != _checksum(meta):
+            raise ValueError(f"{META_FILE} is not what was written")
         if meta["format"] != FORMAT:
             raise CheckpointError(
                 f"checkpoint {folder} has format {meta['format']}, this version reads {FORMAT}; "
                 "resume it with the version that wrote it"
             )
+        # Checkpoints of this format have been written without a checksum of their own.
+        if own is None and set(meta) != {"format", "epoch", "attempt", "best", "crc32"}:
+            raise ValueError(f"{META_FILE} says {', '.join(meta)}")
         damaged = [name for name, written in meta["crc32"].items() if crc32(folder / name) != written]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedCheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
     if damaged:
         raise DamagedCheckpointError(
@@ -143,13 +208,16 @@ class Checkpoints(Protocol):
         """Give a checkpoint as a folder on this machine, which may be gone afterwards."""
 
     def save(self, at: Progress, write: Callable[[Path], None], *, score: float, last: bool) -> str | None:
-        """Keep a checkpoint; return why one could not be kept, told once, None when all is well.
+        """Keep a checkpoint; return why an earlier one could not be kept, told once, None when all is well.
 
         Args:
             at: How far the run has come.
             write: Called with an empty folder, on rank 0 only.
             score: What the checkpoint is ranked by; it need not be finite.
             last: No other may follow. While an earlier one is on its way, another may be left out; the last never is.
+
+        Raises:
+            CheckpointLostError: It is the last one and could not be kept.
         """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from curvewatch_workers.contract import Control, EarlyStoppingSpec, EpochRecord, JobSpec, Outcome
@@ -21,6 +21,12 @@ class Ending:
     """Whether the weights are worth a checkpoint."""
     restore_best: bool = False
     """Whether the weights of the best epoch are put back first."""
+
+    def without_its_checkpoint(self, lost: str | None) -> Ending:
+        """Return the ending of a run whose weights were lost, with the reason; itself when there is none."""
+        if lost is None:
+            return self
+        return replace(self, outcome=Outcome.FAILED, reason=f"{self.reason}, but {lost}")
 
 
 class Stopper(Protocol):

@@ -33,14 +33,14 @@ from curvewatch_workers.contract import (
 )
 from curvewatch_workers.decisions import restarts_left
 from curvewatch_workers.drafts import Drafts
-from curvewatch_workers.errors import StorageError, printable
+from curvewatch_workers.errors import StorageError, shortened
 from curvewatch_workers.group import group_of_process
 from curvewatch_workers.keeping import Progress
 from curvewatch_workers.loop import utc_now
 from curvewatch_workers.preemption import Notice
 from curvewatch_workers.ranking import Mode, badness, is_worst, ranked
 from curvewatch_workers.reporter import reporter_for
-from curvewatch_workers.storage import address_below, download, is_local, make_folder
+from curvewatch_workers.storage import address_below, download, is_local, make_folder, require_shared
 from curvewatch_workers.trackers import tracked
 from curvewatch_workers.worker import WorkerEnding, latest_attempt, run_worker
 
@@ -327,6 +327,7 @@ def _storage(job: WorkerJob) -> tuple[str, FileSystem | None]:
     """
     if job.spec.checkpoints.path is None:
         return job.storage_path, None
+    require_shared(job.spec.checkpoints.path)
     filesystem, path = make_folder(job.spec.checkpoints.path)
     return path, None if is_local(filesystem) else filesystem
 
@@ -355,7 +356,7 @@ def _finished(job: WorkerJob, ending: WorkerEnding, checkpoint: str | None, best
         submission=job.submission,
         time=utc_now(),
         outcome=ending.outcome,
-        reason=printable(ending.reason)[:4000],
+        reason=shortened(ending.reason),
         traceback=ending.traceback[-65000:] if ending.traceback else None,
         checkpoint=checkpoint,
         best_checkpoint=best,

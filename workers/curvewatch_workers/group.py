@@ -155,6 +155,14 @@ def join_torchrun(*, gpu: bool, timeout: dt.timedelta = dt.timedelta(minutes=30)
     return group_of_process(device)
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Tell whether an error is that of a collective: another rank, or the network to it, has gone."""
+    # Gloo's errors have no type of their own; those of NCCL and of the store have.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
 def leave() -> None:
     """Leave the process group, if one was joined."""
     if dist.is_available() and dist.is_initialized():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from curvewatch_workers.agreement import require_same_draws, require_same_targets
@@ -28,6 +29,13 @@ from curvewatch_workers.contract import (
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
 from curvewatch_workers.epoch_buffer import EpochBuffer, GlobalEpoch, LeaderNotes, metric_names
+from curvewatch_workers.errors import (
+    CheckpointError,
+    CheckpointLostError,
+    StorageError,
+    UnsavableStateError,
+    shortened,
+)
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.given_metrics import split_metrics
@@ -123,18 +131,21 @@ class Trainer:
         self._plateau: str | None = None
         self._partial: PartialEpoch | None = None
         self._checkpointed_at = -sys.float_info.max
+        self._readable = False
         self.position = Position(0, "train", 0)
         """What is being done, for the report of an error."""
 
     def probe(self) -> None:
-        """Try the model on the smallest share that this run will meet.
+        """Try the model on the smallest share that this run will meet, and whether a checkpoint could hold its state.
 
         Raises:
-            TaskError: It cannot be trained on that; with a global batch size that works.
+            TaskError: It cannot be trained on that, with a global batch size that works; or be read back.
         """
         if isinstance(self._train_feed, MapTrainFeed):
             sizes = self._spec.scaling.possible_workers(self._group.world_size)
             require_smallest_share(self._model, self._forward, self._train_feed, sizes)
+
+        self._require_readable(self._snapshot(None).unreadable())
 
     def require_agreement(self) -> None:
         """Check that every rank trains the same metrics on the same data, as far as a few samples tell.
@@ -149,29 +160,49 @@ class Trainer:
         require_same_targets(self._group, self._sources, seed=self._spec.training.seed)
 
     def resume(self) -> Progress:
-        """Go on from the latest checkpoint that can be read; return how far it had come."""
+        """Go on from the latest checkpoint that can be read; return how far it had come.
+
+        Raises:
+            CheckpointError: On every rank: none can be read, or the latest does not fit the task.
+        """
         snapshot, damages = read_latest(self._checkpoints, self._group)
         for damage in damages:
             self._tell("checkpoint_unreadable", damage)
         if snapshot is None:
             return Progress(0)
+        try:
+            self._load(snapshot)
+        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"the checkpoint of epoch {snapshot.epoch} does not fit the job: {' '.join(str(error).split())}; go on "
+                "with the code and params that wrote it, or train the changed job as a run of its own"
+            ) from error
+        for record in snapshot.records:
+            self._plateau = self._stopper.should_stop(record)
+        self._best.load(snapshot.best_model)
+        self._records = snapshot.records
+        self._partial = snapshot.partial.on(self._group.device) if snapshot.partial else None
+        # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
+        for record in snapshot.records:
+            self._reporter.send(EpochFinished(record=record))
+        return Progress(snapshot.epoch, snapshot.partial.steps if snapshot.partial else 0)
+
+    def _load(self, snapshot: Snapshot) -> None:
         self._model.load_state_dict(snapshot.model)
         self._task.optimizer.load_state_dict(snapshot.optimizer)
         if self._task.scheduler is not None and snapshot.scheduler is not None:
             self._task.scheduler.load_state_dict(snapshot.scheduler)
         if snapshot.scaler is not None:
             self._step.scaler.load_state_dict(snapshot.scaler)
-        for record in snapshot.records:
-            self._plateau = self._stopper.should_stop(record)
-        self._best.load(snapshot.best_model)
-        self._records, self._partial = snapshot.records, snapshot.partial
-        # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
-        for record in snapshot.records:
-            self._reporter.send(EpochFinished(record=record))
-        return Progress(snapshot.epoch, snapshot.partial.steps if snapshot.partial else 0)
+        if isinstance(self._task.loss, nn.Module) and snapshot.loss is not None:
+            self._task.loss.load_state_dict(snapshot.loss)
 
     def run(self, *, after_epoch: int) -> Ending:
-        """Train every epoch after the given one; return how the run ended."""
+        """Train every epoch after the given one; return how the run ended.
+
+        Raises:
+            UnsavableStateError: On every rank, at the first checkpoint: it could not be read back.
+        """
         model = wrap(self._model, self._spec.training, self._group)
         for reason, message in remarks(self._model, self._group.world_size):
             self._tell(reason, message)
@@ -188,9 +219,9 @@ class Trainer:
             if self._stopper.is_best(record):
                 self._best.keep(self._model)
             ending = ending_after(self._records, self._spec, reduced.control, self._plateau)
-            self._maybe_checkpoint(record, reduced, ending)
+            lost = self._maybe_checkpoint(record, reduced, ending)
             if ending is not None:
-                return ending
+                return ending.without_its_checkpoint(self._group.first_problem(lost))
         return Ending(
             outcome=Outcome.SUCCEEDED, reason=f"all {after_epoch} epochs were done before this attempt"
         )
@@ -296,7 +327,10 @@ class Trainer:
         else:
             scheduler.step()
 
-    def _maybe_checkpoint(self, record: EpochRecord, reduced: GlobalEpoch, ending: Ending | None) -> None:
+    def _maybe_checkpoint(
+        self, record: EpochRecord, reduced: GlobalEpoch, ending: Ending | None
+    ) -> str | None:
+        """Take a checkpoint if one is due; return why one that no other follows could not be kept."""
         if max(record.rank_seconds) > LOOK_SECONDS:
             self._lookout.look_at_boundary()
             self._tell_of_notice()
@@ -305,13 +339,13 @@ class Trainer:
         in_turn = noticed or record.epoch % self._spec.checkpoints.every_epochs == 0
         due = urgent or (in_turn and reduced.checkpoint_allowed)
         if not (due if ending is None else ending.keep):
-            return
+            return None
         if ending is not None and ending.restore_best:
             self._best.put_back(self._model)
             # The checkpoint is as good as the weights that it holds.
             record = self._records[max(self._stopper.best_epoch, 1) - 1]
         score = score_of(record, self._spec.checkpoints.best)
-        self._checkpoint(None, score, last=urgent or ending is not None)
+        return self._checkpoint(None, score, last=urgent or ending is not None)
 
     def _checkpoint_within(self, seen: SamplesSeen, seconds: float) -> None:
         """Take a checkpoint in the middle of the train pass: what it has come to is kept with the weights."""
@@ -337,9 +371,33 @@ class Trainer:
             -self._validation_feed.expected(epoch).samples // self._spec.training.global_batch_size
         )
 
-    def _checkpoint(self, partial: PartialEpoch | None, score: float, *, last: bool) -> None:
-        scheduler, scaler, best = self._task.scheduler, self._step.scaler, self._spec.checkpoints.best
-        snapshot = Snapshot(
+    def _checkpoint(self, partial: PartialEpoch | None, score: float, *, last: bool) -> str | None:
+        snapshot = self._snapshot(partial)
+        if not self._readable:
+            # Optimizers have most of their state from their first step on only.
+            self._require_readable(self._group.first_problem(snapshot.unreadable()))
+            self._readable = True
+        at = Progress(snapshot.epoch, partial.steps if partial else 0)
+        lost: str | None = None
+        try:
+            problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
+        except CheckpointLostError as error:
+            problem = lost = str(error)
+        except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk by the latter
+            raise StorageError(f"a checkpoint could not be kept: {error}") from error
+        self._lookout.saved()
+        if problem is not None:
+            self._tell("checkpoint_not_kept", problem)
+        self._checkpointed_at = time.monotonic()
+        return lost
+
+    def _require_readable(self, problem: str | None) -> None:
+        if problem is not None:
+            raise UnsavableStateError(problem)
+
+    def _snapshot(self, partial: PartialEpoch | None) -> Snapshot:
+        scheduler, scaler = self._task.scheduler, self._step.scaler
+        return Snapshot(
             epoch=len(self._records),
             partial=partial,
             attempt=self._attempt,
@@ -347,16 +405,11 @@ class Trainer:
             optimizer=self._task.optimizer.state_dict(),
             scheduler=scheduler.state_dict() if scheduler is not None else None,
             scaler=scaler.state_dict() if scaler.is_enabled() else None,
+            loss=(self._task.loss.state_dict() or None) if isinstance(self._task.loss, nn.Module) else None,
             best_model=self._best.state(),
-            best=best_of(self._records, best),
+            best=best_of(self._records, self._spec.checkpoints.best),
             records=self._records,
         )
-        at = Progress(snapshot.epoch, partial.steps if partial else 0)
-        problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
-        self._lookout.saved()
-        if problem is not None:
-            self._tell("checkpoint_not_kept", problem)
-        self._checkpointed_at = time.monotonic()
 
     def _tell_of_notice(self) -> None:
         seconds = self._lookout.seconds_left()
@@ -369,8 +422,9 @@ class Trainer:
             )
 
     def _tell(self, reason: str, message: str) -> None:
-        event = WorkerEvent(attempt=self._attempt, time=self._now(), reason=reason, message=message)
-        self._reporter.send(event)
+        self._reporter.send(
+            WorkerEvent(attempt=self._attempt, time=self._now(), reason=reason, message=shortened(message))
+        )
 
     def _cost_since(self, clock: float) -> tuple[float, int]:
         """Return seconds and peak GPU memory of this epoch; waits for the device, once an epoch."""

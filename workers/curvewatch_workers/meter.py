@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import datetime as dt
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -42,10 +42,19 @@ class MeterRun:
     """Epochs that the job asks for; None outside of a job."""
     reporter: Reporter = field(default_factory=NullReporter)
     group: Group | None = None
+    tell_start: Callable[[int | None], None] = lambda _after_epoch: None
+    """Called once, with the last epoch before the run's first; None when no meter was made that would know."""
     last_epoch: int = 0
     """The last epoch that was ended."""
     control: Control = Control.CONTINUE
     """What the service wanted then."""
+    _started: bool = False
+
+    def start(self, after_epoch: int | None) -> None:
+        """Tell where the attempt goes on from; the first word counts."""
+        if not self._started:
+            self._started = True
+            self.tell_start(after_epoch)
 
 
 _RUN: contextvars.ContextVar[MeterRun | None] = contextvars.ContextVar("curvewatch_meter_run", default=None)
@@ -112,6 +121,7 @@ class EpochMeter:
             for split in SPLITS
         }
         self._run.last_epoch = first_epoch - 1
+        self._run.start(first_epoch - 1)
         self._begin()
 
     def epochs(self, number: int | None = None) -> Iterator[int]:

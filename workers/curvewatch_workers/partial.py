@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from curvewatch_workers.batches import SamplesSeen
@@ -46,6 +47,10 @@ class PartialEpoch:
             seconds=state["seconds"],
             last_step=state["last_step"],
         )
+
+    def on(self, device: torch.device) -> PartialEpoch:
+        """Return it with its sums on a device."""
+        return replace(self, sums=self.sums.to(device))
 
     def samples_of(self, rank: int, world_size: int) -> int:
         """Return the samples that a rank answers for: they are shared out, for the ranks that saw them are gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import logging
 import os
 import queue
@@ -18,10 +19,13 @@ from pydantic import ValidationError
 
 from curvewatch_workers.contract import (
     Control,
+    EpochFinished,
     IngestAnswer,
     IngestMessage,
     IngestRequest,
+    RunFinished,
     RunLayout,
+    WorkerEvent,
     WorkerJob,
 )
 from curvewatch_workers.deadline import DeadlineSession
@@ -124,6 +128,7 @@ class SpoolingReporter:
         poll_seconds: How often the control word is asked for when there is nothing to send.
         flush_seconds: Longest wait in `close`.
         backoff_seconds: First pause after a failed attempt; doubled up to thirty times that, with jitter.
+        respool_seconds: Pause before what the disk did not take is tried again.
     """
 
     def __init__(
@@ -134,23 +139,26 @@ class SpoolingReporter:
         poll_seconds: float = 2.0,
         flush_seconds: float = 15.0,
         backoff_seconds: float = 0.5,
+        respool_seconds: float = 10.0,
     ) -> None:
         self._post = post
         self._poll = poll_seconds
         self._flush = flush_seconds
         self._backoff = backoff_seconds
+        self._respool = respool_seconds
         self._control = Control.CONTINUE
         self._queue: queue.SimpleQueue[IngestMessage | None] = queue.SimpleQueue()
-        # Guards the four below, and tells the sender of a change.
+        # Guards the three below, and tells the sender of a change.
         self._changed = threading.Condition()
         self._unsent: list[IngestMessage] = []
-        self._unspooled = 0
         self._all_spooled = False
         self._given_up = False
         self._failures = 0
         spool.parent.mkdir(parents=True, exist_ok=True)
         self._spool_path = spool
-        self._torn = False
+        # Of the spooler's thread alone.
+        self._held: list[bytes] = []
+        self._torn = self._full = False
         self._spooler = threading.Thread(target=self._spool_all, name="curvewatch-spooler", daemon=True)
         self._sender = threading.Thread(target=self._send_all, name="curvewatch-sender", daemon=True)
         self._spooler.start()
@@ -173,7 +181,7 @@ class SpoolingReporter:
         with self._changed:
             self._given_up = True
             self._changed.notify_all()
-            unsent, unspooled, spooled = len(self._unsent), self._unspooled, self._all_spooled
+            unsent, unspooled, spooled = len(self._unsent), len(self._held), self._all_spooled
         if unspooled or not spooled:
             logger.error(
                 "Not all messages could be written to %s; what the service has not taken of them is lost",
@@ -189,39 +197,71 @@ class SpoolingReporter:
             )
 
     def _spool_all(self) -> None:
-        """Move what is queued into the spool, with one fsync for all that waits, until the reporter closes."""
+        """Move what is queued into the spool, with one fsync for all that waits, until the reporter closes.
+
+        What the disk does not take is held in memory and tried again, with what comes next or after a while.
+        """
         closing = False
         while not closing:
-            taken = [self._queue.get()]
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    taken.append(self._queue.get_nowait())
+            taken = self._taken()
             closing = None in taken
-            messages = [message for message in taken if message is not None]
-            written = not messages or self._spool(messages)
+            written = [(message, _line(message)) for message in taken if message is not None]
+            messages = [message for message, line in written if line]
+            self._held += [line for _, line in written if line]
+            trouble = self._spool() if self._held else None
+            if trouble is not None and not self._full:
+                event = self._event(trouble, messages)
+                messages.append(event)
+                self._held.append(_line(event))
+            self._full = trouble is not None
             with self._changed:
-                self._unspooled += 0 if written else len(messages)
                 self._unsent += messages if self._post is not None else []
                 self._all_spooled = closing
                 self._changed.notify_all()
 
-    def _spool(self, messages: list[IngestMessage]) -> bool:
-        """Append messages to the spool; return whether they are on the disk."""
+    def _taken(self) -> list[IngestMessage | None]:
+        """Wait for a message, while some are held only until it is time to try these again; take all that wait."""
+        taken: list[IngestMessage | None] = []
+        with contextlib.suppress(queue.Empty):
+            taken.append(self._queue.get(timeout=self._respool if self._held else None))
+            while True:
+                taken.append(self._queue.get_nowait())
+        return taken
+
+    def _spool(self) -> str | None:
+        """Append what is held to the spool; return why it is not on the disk."""
+        end: int | None = None
         try:
-            lines = b"".join(one.model_dump_json().encode() + b"\n" for one in messages)
             with self._spool_path.open("ab") as file:
+                end = file.tell()
                 # What an earlier, failed write left of a line must not swallow the next one.
-                file.write(b"\n" + lines if self._torn else lines)
+                file.write(b"\n" if self._torn else b"")
+                file.write(b"".join(self._held))
                 file.flush()
                 os.fsync(file.fileno())
-            self._torn = False
-        except Exception:
-            # A full disk, or a message that cannot be written, must end neither the run nor the sending.
-            self._torn = True
-            logger.exception(
-                "Could not spool %d messages", len(messages), extra={"action": "reporter_spool_failed"}
+        except OSError as error:
+            # A full disk must end neither the run nor the sending.
+            self._torn = not _cut(self._spool_path, end)
+            logger.log(
+                logging.DEBUG if self._full else logging.ERROR,
+                "Could not spool %d messages, which are held in memory and tried again: %s",
+                len(self._held),
+                error,
+                extra={"action": "reporter_spool_failed"},
             )
-        return not self._torn
+            return error.strerror or str(error)
+        self._torn = False
+        self._held.clear()
+        return None
+
+    def _event(self, trouble: str, messages: list[IngestMessage]) -> WorkerEvent:
+        return WorkerEvent(
+            attempt=max(map(_attempt_of, messages), default=0),
+            time=dt.datetime.now(dt.UTC),
+            reason="spool_not_written",
+            message=f"{self._spool_path} cannot be written: {trouble}; training goes on, and what happens is held in "
+            "memory until it can. Make room before the run ends",
+        )
 
     def _send_all(self) -> None:
         """Send what is spooled, and ask for the control word between, until all is sent or time is up."""
@@ -275,6 +315,32 @@ class SpoolingReporter:
                 extra={"action": "reporter_retry"},
             )
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
+
+
+def _line(message: IngestMessage) -> bytes:
+    """Return the line of a message in the spool; an empty one when it cannot be written at all."""
+    try:
+        return message.model_dump_json().encode() + b"\n"
+    except ValueError:
+        logger.exception("Could not write down a message", extra={"action": "reporter_message_dropped"})
+        return b""
+
+
+def _cut(path: Path, end: int | None) -> bool:
+    """Take away what a failed write left behind a place; return whether it is gone."""
+    if end is None:
+        return True
+    try:
+        os.truncate(path, end)
+    except OSError:
+        return False
+    return True
+
+
+def _attempt_of(message: IngestMessage) -> int:
+    if isinstance(message, EpochFinished):
+        return message.record.attempt
+    return 0 if isinstance(message, RunFinished) else message.attempt
 
 
 def reporter_for(job: WorkerJob, source: str) -> Reporter:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import torch
-
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
 from curvewatch_workers.errors import DamagedCheckpointError
 from curvewatch_workers.group import Group
@@ -26,7 +24,7 @@ def read_latest(checkpoints: Checkpoints, group: Group) -> tuple[Snapshot | None
     listed = group.first_problem(json.dumps(checkpoints.names()) if group.rank == 0 else None)
     damages: list[str] = []
     for name in json.loads(listed or "[]"):
-        snapshot, damage = _read(checkpoints, name, group.device)
+        snapshot, damage = _read(checkpoints, name)
         damage = group.first_problem(damage)
         if damage is None:
             return snapshot, tuple(damages)
@@ -39,12 +37,10 @@ def read_latest(checkpoints: Checkpoints, group: Group) -> tuple[Snapshot | None
     return None, ()
 
 
-def _read(
-    checkpoints: Checkpoints, name: str, device: torch.device
-) -> tuple[Snapshot, None] | tuple[None, str]:
+def _read(checkpoints: Checkpoints, name: str) -> tuple[Snapshot, None] | tuple[None, str]:
     try:
         with checkpoints.open(name) as folder:
-            return Snapshot.read(folder, device), None
+            return Snapshot.read(folder), None
     except DamagedCheckpointError as error:
         return None, str(error)
     except OSError as error:

@@ -55,6 +55,19 @@ def make_folder(address: str) -> tuple[FileSystem, str]:
     return filesystem, path
 
 
+def require_shared(address: str) -> None:
+    """Check that a storage is not one that each process has for itself.
+
+    Raises:
+        StorageError: It is.
+    """
+    if urlsplit(address).scheme == "memory":
+        raise StorageError(
+            f"checkpoints.path is {address!r}, which each process has for itself and which ends with it; name a place "
+            "that all workers share"
+        )
+
+
 def is_local(filesystem: FileSystem) -> bool:
     """Say whether paths of the file system are this machine's own: a disk, or NFS that is mounted."""
     return isinstance(filesystem, LocalFileSystem)

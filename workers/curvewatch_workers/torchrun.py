@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,10 +32,12 @@ from curvewatch_workers.contract import (
     read_job_spec,
 )
 from curvewatch_workers.drafts import Drafts
-from curvewatch_workers.errors import StorageError
+from curvewatch_workers.errors import StorageError, WorkersError
+from curvewatch_workers.group import Group
+from curvewatch_workers.launch import Launch, Start, begin
 from curvewatch_workers.remote import RemoteCheckpoints
 from curvewatch_workers.reporter import Reporter, reporter_for
-from curvewatch_workers.storage import address_below, is_local, make_folder
+from curvewatch_workers.storage import address_below, is_local, make_folder, require_shared
 from curvewatch_workers.trackers import tracked
 from curvewatch_workers.worker import WorkerEnding, run_worker
 
@@ -97,27 +102,61 @@ def run_job(job: WorkerJob, working_dir: Path, *, gpu: bool) -> WorkerEnding:
         working_dir: Folder of the user's code.
         gpu: Train on the GPU of the local rank.
     """
+    with _joined(working_dir, gpu=gpu) as group:
+        return _run(job, group)
+
+
+@contextlib.contextmanager
+def _joined(working_dir: Path, *, gpu: bool) -> Iterator[Group]:
     sys.path.insert(0, str(working_dir.resolve()))
     group = groups.join_torchrun(gpu=gpu)
     try:
-        with open_checkpoints(job, group.rank) as checkpoints:
-            return run_worker(
-                job,
-                group,
-                checkpoints,
-                lambda attempt: PrintingReporter(
-                    tracked(
-                        job, attempt, reporter_for(job, f"attempt-{attempt:06d}"), environment=os.environ
-                    ),
-                    attempt,
-                ),
-            )
+        yield group
     finally:
         groups.leave()
 
 
+def _run(job: WorkerJob, group: Group) -> WorkerEnding:
+    with open_checkpoints(job, group.rank) as checkpoints:
+        return run_worker(
+            job,
+            group,
+            checkpoints,
+            lambda attempt: PrintingReporter(
+                tracked(job, attempt, reporter_for(job, f"attempt-{attempt:06d}"), environment=os.environ),
+                attempt,
+            ),
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 1 when the run failed, 2 for a wrong job file."""
+    """Run the command line; return the exit code.
+
+    0, 1 when the run failed, 2 for a wrong job file or place, 130 when it was interrupted.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        return _main(arguments)
+    except WorkersError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except BaseException:
+        # A rank whose peer was interrupted too finds it gone.
+        if not interrupted.is_set():
+            raise
+        sys.stderr.write("interrupted; go on from the latest checkpoint with --resume\n")
+        return 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="curvewatch_workers.torchrun", description=__doc__.splitlines()[0])
     parser.add_argument("job", type=Path, help="job.yaml, or its folder")
     parser.add_argument(
@@ -135,48 +174,57 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     folder = options.job if options.job.is_dir() else options.job.parent
-    layout = RunLayout(options.output.resolve(), spec.name)
-    # Each call is a submission of its own: failures of the code before it was mended do not count.
-    attempts = sum(path.name.isdigit() for path in layout.attempts.glob("*"))
-    # torchrun's own restarts of a group are resumes.
-    resume = options.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     job = WorkerJob(
         run_id=spec.name,
-        submission=attempts + 1,
+        submission=1,
         spec=spec,
         storage_path=str(options.output.resolve()),
         service_url=None,
     )
-    if os.environ.get("RANK", "0") == "0":
-        problem = _refusal(job, started_before=attempts > 0, resume=resume)
-        if problem is not None:
-            sys.stderr.write(f"{problem}\n")
-            return 2
     gpu = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
-    ending = run_job(job, folder / spec.code.working_dir, gpu=gpu)
+    with _joined(folder / spec.code.working_dir, gpu=gpu) as group:
+        start = _agreed_start(job, group, resume=options.resume)
+        if start.refusal is not None:
+            if group.rank == 0:
+                sys.stderr.write(f"{start.refusal}\n")
+            return 2
+        ending = _run(job.model_copy(update={"submission": start.submission}), group)
     sys.stdout.write(f"{ending.outcome}: {ending.reason}\n")
     if ending.traceback:
         sys.stderr.write(ending.traceback)
     return 1 if ending.outcome is Outcome.FAILED else 0
 
 
-def _refusal(job: WorkerJob, *, started_before: bool, resume: bool) -> str | None:
-    """Say why a job cannot start: it would go on with an earlier run unasked, or has nowhere to keep checkpoints."""
+def _agreed_start(job: WorkerJob, group: Group, *, resume: bool) -> Start:
+    """Let rank 0 decide whether and as what this launch trains. A collective call."""
+    told = None
+    if group.rank == 0:
+        try:
+            elsewhere = _kept_elsewhere(job, group)
+            start = begin(job, Launch.of(os.environ), resume=resume, elsewhere=elsewhere)
+        except StorageError as error:
+            start = Start(0, str(error))
+        told = json.dumps(start)
+    submission, refusal = json.loads(group.first_problem(told) or "")
+    return Start(submission, refusal)
+
+
+def _kept_elsewhere(job: WorkerJob, group: Group) -> bool:
+    """Tell whether the place that the job names for its checkpoints has some.
+
+    Raises:
+        StorageError: It cannot be used.
+    """
     path = job.spec.checkpoints.path
+    if path is None:
+        return False
+    if group.world_size > 1:
+        require_shared(path)
     try:
-        with open_checkpoints(job, rank=0) as checkpoints:
-            kept = path is not None and bool(checkpoints.names())
-    except StorageError as error:
-        return str(error)
+        with open_checkpoints(job, group.rank) as checkpoints:
+            return bool(checkpoints.names())
     except OSError as error:
-        return f"checkpoints.path is {path!r}, which cannot be read: {error}"
-    if resume or not (started_before or kept):
-        return None
-    root = RunLayout(job.storage_path, job.run_id).root
-    where, remedy = (
-        (root, "--output") if started_before else (address_below(path or "", job.run_id), "checkpoints.path")
-    )
-    return f"{where} holds an earlier run; go on with it by --resume, or name another folder with {remedy}"
+        raise StorageError(f"checkpoints.path is {path!r}, which cannot be read: {error}") from error
 
 
 if __name__ == "__main__":

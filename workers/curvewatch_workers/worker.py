@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,21 +15,31 @@ from curvewatch_workers.checkpoint import Checkpoints
 from curvewatch_workers.contract import (
     AttemptStarted,
     Control,
+    EpochFinished,
     IngestMessage,
+    JobSpec,
     KeptFailure,
     Outcome,
     RunLayout,
+    WorkerEvent,
     WorkerJob,
     repeated_failure,
 )
 from curvewatch_workers.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    ExitedError,
+    StorageError,
     SupersededError,
+    UnsavableStateError,
     UserCodeError,
     WorkersError,
+    frames_of_others,
     printable,
     user_traceback,
 )
-from curvewatch_workers.group import Group
+from curvewatch_workers.group import Group, is_lost_peer
+from curvewatch_workers.history import told_before
 from curvewatch_workers.loop import Position, Trainer, utc_now
 from curvewatch_workers.meter import MeterRun, metering
 from curvewatch_workers.preemption import Notices
@@ -137,23 +148,30 @@ def _train(
     position = Position(0, "train", 0)
     trainer: Trainer | None = None
     try:
-        trainer, problem = _build(job, group, checkpoints, reporter, attempt, notices)
-        if trainer is None:
-            return WorkerEnding.model_validate_json(problem)
-        resumed = trainer.resume()
-        reporter.send(
-            AttemptStarted(
-                attempt=attempt,
-                submission=job.submission,
-                world_size=group.world_size,
-                time=utc_now(),
-                resumed_after_epoch=resumed.epoch,
-                resumed_after_step=resumed.step,
+        with _exits_are_errors():
+            trainer, problem = _build(job, group, checkpoints, reporter, attempt, notices)
+            if trainer is None:
+                return WorkerEnding.model_validate_json(problem)
+            resumed = trainer.resume()
+            reporter.send(
+                AttemptStarted(
+                    attempt=attempt,
+                    submission=job.submission,
+                    world_size=group.world_size,
+                    time=utc_now(),
+                    resumed_after_epoch=resumed.epoch,
+                    resumed_after_step=resumed.step,
+                )
             )
-        )
-        ending = trainer.run(after_epoch=resumed.epoch)
+            ending = trainer.run(after_epoch=resumed.epoch)
     except SupersededError:
         raise  # no failure of the run
+    except DamagedCheckpointError as error:
+        # The storage may be back for the next attempt.
+        _keep_failure(layout, job.submission, attempt, group.rank, position, error)
+        raise
+    except (UnsavableStateError, CheckpointError) as error:
+        return _task_ending(error)
     except Exception as error:
         position = position if trainer is None else trainer.position
         _keep_failure(layout, job.submission, attempt, group.rank, position, error)
@@ -165,8 +183,41 @@ def _run_own_loop(
     job: WorkerJob, group: Group, reporter: Reporter, attempt: int, layout: RunLayout
 ) -> WorkerEnding:
     """Call the user's own training function; its meters tell the epochs."""
+
+    def tell_start(after_epoch: int | None) -> None:
+        # The service may lack them, and trackers show the curve of one attempt.
+        told = told_before(layout, after_epoch) if group.rank == 0 else ()
+        for record in told:
+            reporter.send(EpochFinished(record=record))
+        reporter.send(
+            AttemptStarted(
+                attempt=attempt,
+                submission=job.submission,
+                world_size=group.world_size,
+                time=started_at,
+                # A loop that returns without a meter has trained nothing: all that was told stands.
+                resumed_after_epoch=max((record.epoch for record in told), default=0)
+                if after_epoch is None
+                else after_epoch,
+            )
+        )
+        unused = _unused_by_loop(job.spec)
+        if unused:
+            message = (
+                f"the job sets {', '.join(unused)}, which a loop of one's own does not use: it decides for itself; "
+                "take them out of the job"
+            )
+            event = WorkerEvent(attempt=attempt, time=started_at, reason="settings_not_used", message=message)
+            reporter.send(event)
+
+    started_at = utc_now()
     run = MeterRun(
-        run_id=job.run_id, attempt=attempt, epochs=job.spec.training.epochs, reporter=reporter, group=group
+        run_id=job.run_id,
+        attempt=attempt,
+        epochs=job.spec.training.epochs,
+        reporter=reporter,
+        group=group,
+        tell_start=tell_start,
     )
     seed_from(job.spec.training.seed, 0, group.rank)
     loop: Callable[..., object] | None = None
@@ -178,25 +229,37 @@ def _run_own_loop(
     problem = group.first_problem(problem)
     if problem is not None or loop is None:
         return WorkerEnding.model_validate_json(problem or "")
-    reporter.send(
-        AttemptStarted(
-            attempt=attempt, submission=job.submission, world_size=group.world_size, time=utc_now()
-        )
-    )
     try:
-        with metering(run):
+        with metering(run), _exits_are_errors():
             loop(**job.spec.params)
+    except SupersededError:
+        raise  # no failure of the run
     except Exception as error:
-        _keep_failure(
-            layout, job.submission, attempt, group.rank, Position(run.last_epoch + 1, "train", 0), error
-        )
+        position = Position(run.last_epoch + 1, "train", 0)
+        _keep_failure(layout, job.submission, attempt, group.rank, position, error)
         raise
+    finally:
+        run.start(None)
     outcome = (
         _OUTCOMES.get(run.control, Outcome.SUCCEEDED) if run.last_epoch < job.spec.training.epochs else None
     )
     return WorkerEnding(
         outcome=outcome or Outcome.SUCCEEDED, reason=f"the loop has returned after epoch {run.last_epoch}"
     )
+
+
+def _unused_by_loop(spec: JobSpec) -> list[str]:
+    """Return the settings that differ from their default and that only the engine's loop would use."""
+    # Ray Train keeps what the loop reports to it.
+    used = {"training.seed", "checkpoints.keep", "checkpoints.path"}
+    parts = {"checkpoints": spec.checkpoints, "policy": spec.policy, "training": spec.training}
+    changed = [
+        f"{part}.{name}"
+        for part, values in parts.items()
+        for name, field in sorted(type(values).model_fields.items())
+        if not field.is_required() and getattr(values, name) != field.default
+    ]
+    return [name for name in changed if name not in used]
 
 
 def _build(
@@ -280,7 +343,10 @@ def _keep_failure(
         time=utc_now(),
         error=printable(f"{type(error).__name__}: {error}"),
         position=position,
-        traceback=user_traceback(error),
+        traceback=user_traceback((isinstance(error, ExitedError) and error.__cause__) or error),
+        kind=printable(f"{type(error).__module__}.{type(error).__qualname__}"),
+        frames=frames_of_others(error),
+        passing=isinstance(error, StorageError) or is_lost_peer(error),
     )
     path = layout.attempts / f"{attempt:06d}-failure-{rank:04d}.json"
     try:
@@ -291,11 +357,21 @@ def _keep_failure(
         )
 
 
+@contextlib.contextmanager
+def _exits_are_errors() -> Iterator[None]:
+    """Let no sys.exit of the user's code end a worker as if it were done, or its thread without a word."""
+    try:
+        yield
+    except SystemExit as error:
+        raise ExitedError(
+            f"the job's code called sys.exit({error.code!r}) in a worker; let it return when it is done, and raise an "
+            "exception that says what is wrong when it is not"
+        ) from error
+
+
 def _ending_before_start(layout: RunLayout, submission: int) -> str | None:
     """Return why this group must not train: a newer start of the job does, or it would fail as it did before."""
-    newest = max(
-        (_submission_in(path) for path in layout.attempts.glob("*") if path.name.isdigit()), default=0
-    )
+    newest = latest_submission(layout)
     if newest > submission:
         reason = (
             f"start {submission} of the job ends: start {newest} of it has begun to train, and only the latest may; "
@@ -304,6 +380,11 @@ def _ending_before_start(layout: RunLayout, submission: int) -> str | None:
         return WorkerEnding(outcome=Outcome.FAILED, reason=reason).model_dump_json()
     failure = repeated_failure(layout, submission)
     return None if failure is None else WorkerEnding.of_failure(failure, "failed twice").model_dump_json()
+
+
+def latest_submission(layout: RunLayout) -> int:
+    """Return which start of the job claimed an attempt last, 0 before the first."""
+    return max((_submission_in(path) for path in layout.attempts.glob("*") if path.name.isdigit()), default=0)
 
 
 def _submission_in(path: Path) -> int:

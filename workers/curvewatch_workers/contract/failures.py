@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import AwareDatetime, Field
 
 from curvewatch_workers.contract.layout import RunLayout
 from curvewatch_workers.contract.records import Record, Split
+
+_OF_ONE_PROCESS = re.compile(
+    r"0x[0-9a-fA-F]+"  # addresses
+    r"|\btmp[a-z0-9_]{8}\b"  # names that Python's tempfile draws
+    r"|\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"  # UUIDs
+)
+"""What differs from process to process in the message of one and the same error."""
 
 
 class KeptFailure(Record):
@@ -21,10 +30,20 @@ class KeptFailure(Record):
     """Epoch, from 1 (0 before the first), split and step, from 0."""
     traceback: str
     """Traceback of the user's code, trimmed of ours."""
+    kind: str = ""
+    """Type of the exception with its module; empty in files of earlier versions."""
+    frames: tuple[str, ...] = ()
+    """Where it was raised, the outermost first, without this package's own frames: `train.py:8 in load`."""
+    passing: bool = False
+    """Whether network or storage failed under the workers: the next attempt may find it gone."""
 
     def same_as(self, other: KeptFailure) -> bool:
-        """Tell whether both are the same exception at the same epoch and step."""
-        return (self.error, self.position) == (other.error, other.position)
+        """Tell whether both are the same exception from the same line of code at the same epoch and step."""
+        return not (self.passing or other.passing) and self._key == other._key
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return self.position, self.kind, self.frames, _OF_ONE_PROCESS.sub("~", self.error)
 
     def told(self, how: str) -> str:
         """Return one sentence: how it failed (`failed`, `failed twice`), where, and with what."""

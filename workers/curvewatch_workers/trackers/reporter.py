@@ -16,7 +16,7 @@ from curvewatch_workers.contract import (
     WorkerEvent,
     WorkerJob,
 )
-from curvewatch_workers.errors import TrackerError, printable
+from curvewatch_workers.errors import TrackerError, shortened
 from curvewatch_workers.reporter import Reporter
 from curvewatch_workers.trackers.feed import Feed
 from curvewatch_workers.trackers.tracker import FLUSH_SECONDS, TrackedRun, Tracker, claim_key
@@ -72,7 +72,7 @@ class TrackingReporter:
         self._inner.close()
 
     def _tell(self, what: str) -> None:
-        message = f"{printable(' '.join(what.split()))[:_LONGEST_EVENT]}; the run goes on without it"
+        message = f"{shortened(' '.join(what.split()), _LONGEST_EVENT)}; the run goes on without it"
         logger.warning("%s", message, extra={"action": "tracker_failed"})
         now = dt.datetime.now(dt.UTC)
         self._inner.send(
