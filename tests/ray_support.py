@@ -23,6 +23,7 @@ from curvewatch_service.client import Client, ClientError
 from curvewatch_service.code import zip_folder
 from curvewatch_service.embedded import EmbeddedRay
 from curvewatch_service.profile import PROFILE_VARIABLE, ProfileError, read_profile
+from curvewatch_service.ray_head import HeadState
 from curvewatch_service.runs import RunState
 from curvewatch_service.schemas import RunView
 
@@ -67,6 +68,10 @@ class ServiceProcess:
     @property
     def token(self) -> str:
         return read_profile(self.profile_path).token
+
+    def head(self) -> HeadState:
+        """Return what the service has noted of its Ray head."""
+        return HeadState.model_validate_json((self.data_dir / "embedded.json").read_bytes())
 
     def client(self) -> Client:
         return Client(self.url, self.token)

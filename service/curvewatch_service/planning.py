@@ -22,10 +22,13 @@ WORKERS_PACKAGE = Path(contract.__file__).parent.parent
 _ON_ONE_MACHINE = {
     # Each checkpoint's report waits for the controller's next look at its workers; there are few to look at.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+"""What Ray Train is told on a cluster of the service's own."""
+_ON_ONE_NODE = {
     # Nobody takes this machine's node away with notice: one process less to start.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-"""What Ray Train is told on a cluster of the service's own."""
+"""What it is told there of a run that does not follow nodes as they come and go."""
 
 
 class JobRequest(BaseModel):
@@ -98,6 +101,7 @@ def plan(run: Run, *, settings: Settings) -> JobRequest:
                 # The log is read in files, pipes and pages as well as in terminals.
                 "RAY_COLOR_PREFIX": "0",
                 **(_ON_ONE_MACHINE if settings.embedded else {}),
+                **(_ON_ONE_NODE if settings.embedded and not run.spec.scaling.elastic else {}),
             },
         },
         metadata={"run_id": run.run_id, "run": run.name, "owner": run.owner},
