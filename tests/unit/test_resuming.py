@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from checkpoint_support import make_snapshot
 from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
@@ -14,7 +16,8 @@ from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.keeping import Progress
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.resuming import read_latest
-from curvewatch_workers.testing import FakeGroup, RecordingReporter
+from curvewatch_workers.task import TrainingTask
+from curvewatch_workers.testing import FakeGroup, RecordingReporter, train_alone
 from engine_support import make_spec, make_task
 
 
@@ -63,6 +66,27 @@ def test_a_checkpoint_is_read_into_host_memory_whatever_the_ranks_train_on(tmp_p
     assert read is not None
     assert {value.device.type for value in read.optimizer["state"][0].values()} == {"cpu"}
     assert read.model["weight"].device.type == "cpu"
+
+
+def changed_model() -> TrainingTask:
+    return make_task(model=nn.Linear(4, 3))
+
+
+def changed_optimizer() -> TrainingTask:
+    task = make_task()
+    groups = [{"params": [one]} for one in task.model.parameters()]
+    return make_task(model=task.model, optimizer=torch.optim.SGD(groups, lr=0.1))
+
+
+@pytest.mark.parametrize("changed", [changed_model, changed_optimizer])
+def test_a_checkpoint_that_does_not_fit_the_task_is_named_with_the_remedy(
+    tmp_path: Path, changed: Callable[[], TrainingTask]
+) -> None:
+    spec = make_spec(checkpoints={"min_interval_seconds": 0})
+    train_alone(spec, make_task(), FolderCheckpoints(tmp_path, rank=0, keep=1))
+
+    with pytest.raises(CheckpointError, match=r"of epoch 2 does not fit the job: .* as a run of its own$"):
+        train_alone(spec, changed(), FolderCheckpoints(tmp_path, rank=0, keep=1))
 
 
 def test_another_format_is_no_damage(tmp_path: Path) -> None:

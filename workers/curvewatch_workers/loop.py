@@ -30,7 +30,6 @@ from curvewatch_workers.contract import (
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
 from curvewatch_workers.epoch_buffer import EpochBuffer, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.errors import (
-    CheckpointError,
     CheckpointLostError,
     StorageError,
     UnsavableStateError,
@@ -49,7 +48,7 @@ from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
 from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.ranking import best_of, require_ranking, score_of
 from curvewatch_workers.reporter import Reporter
-from curvewatch_workers.resuming import read_latest
+from curvewatch_workers.resuming import read_latest, restore
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.sources import source_of_task
 from curvewatch_workers.step import OptimizerStep
@@ -170,13 +169,7 @@ class Trainer:
             self._tell("checkpoint_unreadable", damage)
         if snapshot is None:
             return Progress(0)
-        try:
-            self._load(snapshot)
-        except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"the checkpoint of epoch {snapshot.epoch} does not fit the job: {' '.join(str(error).split())}; go on "
-                "with the code and params that wrote it, or train the changed job as a run of its own"
-            ) from error
+        restore(snapshot, self._task, self._model, self._step.scaler)
         for record in snapshot.records:
             self._plateau = self._stopper.should_stop(record)
         self._best.load(snapshot.best_model)
@@ -186,16 +179,6 @@ class Trainer:
         for record in snapshot.records:
             self._reporter.send(EpochFinished(record=record))
         return Progress(snapshot.epoch, snapshot.partial.steps if snapshot.partial else 0)
-
-    def _load(self, snapshot: Snapshot) -> None:
-        self._model.load_state_dict(snapshot.model)
-        self._task.optimizer.load_state_dict(snapshot.optimizer)
-        if self._task.scheduler is not None and snapshot.scheduler is not None:
-            self._task.scheduler.load_state_dict(snapshot.scheduler)
-        if snapshot.scaler is not None:
-            self._step.scaler.load_state_dict(snapshot.scaler)
-        if isinstance(self._task.loss, nn.Module) and snapshot.loss is not None:
-            self._task.loss.load_state_dict(snapshot.loss)
 
     def run(self, *, after_epoch: int) -> Ending:
         """Train every epoch after the given one; return how the run ended.

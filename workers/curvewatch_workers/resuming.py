@@ -1,12 +1,16 @@
-"""Which checkpoint an attempt goes on from: the latest that every rank can read."""
+"""What an attempt goes on from: the latest checkpoint that every rank can read, if it fits the task."""
 
 from __future__ import annotations
 
 import json
 
+import torch
+from torch import nn
+
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
-from curvewatch_workers.errors import DamagedCheckpointError
+from curvewatch_workers.errors import CheckpointError, DamagedCheckpointError
 from curvewatch_workers.group import Group
+from curvewatch_workers.task import TrainingTask
 
 
 def read_latest(checkpoints: Checkpoints, group: Group) -> tuple[Snapshot | None, tuple[str, ...]]:
@@ -35,6 +39,30 @@ def read_latest(checkpoints: Checkpoints, group: Group) -> tuple[Snapshot | None
             "mend the storage, or submit the job anew"
         )
     return None, ()
+
+
+def restore(snapshot: Snapshot, task: TrainingTask, model: nn.Module, scaler: torch.amp.GradScaler) -> None:
+    """Give model, optimizer, schedule, loss and gradient scaler the state of a snapshot.
+
+    Raises:
+        CheckpointError: It does not fit: the job was changed.
+    """
+    try:
+        model.load_state_dict(snapshot.model)
+        task.optimizer.load_state_dict(snapshot.optimizer)
+        if task.scheduler is not None and snapshot.scheduler is not None:
+            task.scheduler.load_state_dict(snapshot.scheduler)
+        if snapshot.scaler is not None:
+            scaler.load_state_dict(snapshot.scaler)
+        if isinstance(task.loss, nn.Module) and snapshot.loss is not None:
+            task.loss.load_state_dict(snapshot.loss)
+    except torch.OutOfMemoryError:
+        raise  # of the machine, not of the job
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"the checkpoint of epoch {snapshot.epoch} does not fit the job: {' '.join(str(error).split())}; go on "
+            "with the code and params that wrote it, or train the changed job as a run of its own"
+        ) from error
 
 
 def _read(checkpoints: Checkpoints, name: str) -> tuple[Snapshot, None] | tuple[None, str]:
