@@ -565,7 +565,7 @@ def test_an_event_that_is_too_long_is_cut_where_one_sees_it(tmp_path: Path) -> N
 
     reporter = RecordingReporter()
     trainer = make_trainer(make_spec(epochs=1), make_task(), tmp_path, reporter)
-    trainer._checkpoints = Talkative()
+    trainer._saving._checkpoints = Talkative()
 
     trainer.run(after_epoch=0)
 

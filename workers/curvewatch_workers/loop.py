@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import datetime as dt
-import math
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from curvewatch_workers.agreement import require_same_draws, require_same_targets
 from curvewatch_workers.batches import IndexCounter, SamplesSeen
 from curvewatch_workers.best import BestWeights, NoBestWeights
-from curvewatch_workers.checkpoint import Checkpoints, Snapshot
+from curvewatch_workers.checkpoint import Checkpoints
 from curvewatch_workers.contract import (
     SPLITS,
     Control,
@@ -29,12 +27,7 @@ from curvewatch_workers.contract import (
 )
 from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
 from curvewatch_workers.epoch_buffer import EpochBuffer, GlobalEpoch, LeaderNotes, metric_names
-from curvewatch_workers.errors import (
-    CheckpointLostError,
-    StorageError,
-    UnsavableStateError,
-    shortened,
-)
+from curvewatch_workers.errors import shortened
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.given_metrics import split_metrics
@@ -46,9 +39,10 @@ from curvewatch_workers.model import PreparedModel, place, remarks, share_buffer
 from curvewatch_workers.partial import PartialEpoch
 from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
 from curvewatch_workers.probe import require_smallest_share
-from curvewatch_workers.ranking import best_of, require_ranking, score_of
+from curvewatch_workers.ranking import require_ranking
 from curvewatch_workers.reporter import Reporter
 from curvewatch_workers.resuming import read_latest, restore
+from curvewatch_workers.saving import Saving
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.sources import source_of_task
 from curvewatch_workers.step import OptimizerStep
@@ -59,6 +53,12 @@ from curvewatch_workers.totals import Totals
 def utc_now() -> dt.datetime:
     """Return the time, aware of its zone."""
     return dt.datetime.now(dt.UTC)
+
+
+def _tell(
+    reporter: Reporter, attempt: int, now: Callable[[], dt.datetime], reason: str, message: str
+) -> None:
+    reporter.send(WorkerEvent(attempt=attempt, time=now(), reason=reason, message=shortened(message)))
 
 
 class Position(NamedTuple):
@@ -103,6 +103,8 @@ class Trainer:
     ) -> None:
         self._run_id, self._attempt, self._spec, self._task = run_id, attempt, spec, task
         self._group, self._checkpoints, self._reporter, self._now = group, checkpoints, reporter, now
+        # No method: what tells events must not keep the trainer alive.
+        self._tell = partial(_tell, reporter, attempt, now)
         sums, foreign = split_metrics(task.metrics, ignored_target(task.loss))
         self._foreign: dict[Split, ForeignMetrics] = {
             split: ForeignMetrics(foreign, group.device, split) for split in SPLITS
@@ -126,11 +128,21 @@ class Trainer:
         }
         self._step = OptimizerStep(self._model, task.optimizer, self._forward, group, spec)
         self._lookout = Lookout(notices, group)
+        self._saving = Saving(
+            spec=spec,
+            attempt=attempt,
+            task=task,
+            model=self._model,
+            step=self._step,
+            best=self._best,
+            group=group,
+            checkpoints=checkpoints,
+            lookout=self._lookout,
+            tell=self._tell,
+        )
         self._records: tuple[EpochRecord, ...] = ()
         self._plateau: str | None = None
         self._partial: PartialEpoch | None = None
-        self._checkpointed_at = -sys.float_info.max
-        self._readable = False
         self.position = Position(0, "train", 0)
         """What is being done, for the report of an error."""
 
@@ -144,7 +156,7 @@ class Trainer:
             sizes = self._spec.scaling.possible_workers(self._group.world_size)
             require_smallest_share(self._model, self._forward, self._train_feed, sizes)
 
-        self._require_readable(self._snapshot(None).unreadable())
+        self._saving.require_readable()
 
     def require_agreement(self) -> None:
         """Check that every rank trains the same metrics on the same data, as far as a few samples tell.
@@ -202,7 +214,15 @@ class Trainer:
             if self._stopper.is_best(record):
                 self._best.keep(self._model)
             ending = ending_after(self._records, self._spec, reduced.control, self._plateau)
-            lost = self._maybe_checkpoint(record, reduced, ending)
+            if max(record.rank_seconds) > LOOK_SECONDS:
+                self._lookout.look_at_boundary()
+                self._tell_of_notice()
+            lost = self._saving.after_epoch(
+                self._records,
+                allowed=reduced.checkpoint_allowed,
+                ending=ending,
+                best_epoch=self._stopper.best_epoch,
+            )
             if ending is not None:
                 return ending.without_its_checkpoint(self._group.first_problem(lost))
         return Ending(
@@ -238,8 +258,7 @@ class Trainer:
         validation = self._validation_pass(model, epoch)
         notes = LeaderNotes(
             control=self._reporter.control(),
-            checkpoint_allowed=time.monotonic() - self._checkpointed_at
-            >= self._spec.checkpoints.min_interval_seconds,
+            checkpoint_allowed=self._saving.allowed,
             skipped_steps=self._step.skipped,
             gradient_norm=self._step.gradient_norm,
         )
@@ -310,36 +329,19 @@ class Trainer:
         else:
             scheduler.step()
 
-    def _maybe_checkpoint(
-        self, record: EpochRecord, reduced: GlobalEpoch, ending: Ending | None
-    ) -> str | None:
-        """Take a checkpoint if one is due; return why one that no other follows could not be kept."""
-        if max(record.rank_seconds) > LOOK_SECONDS:
-            self._lookout.look_at_boundary()
-            self._tell_of_notice()
-        noticed = self._lookout.notice is not None
-        urgent = noticed and not self._lookout.answered
-        in_turn = noticed or record.epoch % self._spec.checkpoints.every_epochs == 0
-        due = urgent or (in_turn and reduced.checkpoint_allowed)
-        if not (due if ending is None else ending.keep):
-            return None
-        if ending is not None and ending.restore_best:
-            self._best.put_back(self._model)
-            # The checkpoint is as good as the weights that it holds.
-            record = self._records[max(self._stopper.best_epoch, 1) - 1]
-        score = score_of(record, self._spec.checkpoints.best)
-        return self._checkpoint(None, score, last=urgent or ending is not None)
-
     def _checkpoint_within(self, seen: SamplesSeen, seconds: float) -> None:
         """Take a checkpoint in the middle of the train pass: what it has come to is kept with the weights."""
         sums, seen = self._buffer.reduce_train(seen)
-        epoch, _, steps = self.position
         if self._partial is not None:
             sums, seen = sums + self._partial.sums, seen + self._partial.seen
-        last_step = self._step.last_step()
-        partial = PartialEpoch(steps=steps, sums=sums, seen=seen, seconds=seconds, last_step=last_step)
-        self._checkpoint(partial, math.nan, last=True)
-        self._tell("checkpoint_within_epoch", f"a checkpoint was taken after step {steps} of epoch {epoch}")
+        partial = PartialEpoch(
+            steps=self.position.step,
+            sums=sums,
+            seen=seen,
+            seconds=seconds,
+            last_step=self._step.last_step(),
+        )
+        self._saving.within_epoch(self._records, partial)
 
     def _steps_to_boundary(self, epoch: int) -> int:
         """Return the steps from the beginning of an epoch until a checkpoint can be taken after it.
@@ -354,46 +356,6 @@ class Trainer:
             -self._validation_feed.expected(epoch).samples // self._spec.training.global_batch_size
         )
 
-    def _checkpoint(self, partial: PartialEpoch | None, score: float, *, last: bool) -> str | None:
-        snapshot = self._snapshot(partial)
-        if not self._readable:
-            # Optimizers have most of their state from their first step on only.
-            self._require_readable(self._group.first_problem(snapshot.unreadable()))
-            self._readable = True
-        at = Progress(snapshot.epoch, partial.steps if partial else 0)
-        lost: str | None = None
-        try:
-            problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
-        except CheckpointLostError as error:
-            problem = lost = str(error)
-        except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk by the latter
-            raise StorageError(f"a checkpoint could not be kept: {error}") from error
-        self._lookout.saved()
-        if problem is not None:
-            self._tell("checkpoint_not_kept", problem)
-        self._checkpointed_at = time.monotonic()
-        return lost
-
-    def _require_readable(self, problem: str | None) -> None:
-        if problem is not None:
-            raise UnsavableStateError(problem)
-
-    def _snapshot(self, partial: PartialEpoch | None) -> Snapshot:
-        scheduler, scaler = self._task.scheduler, self._step.scaler
-        return Snapshot(
-            epoch=len(self._records),
-            partial=partial,
-            attempt=self._attempt,
-            model=self._model.state_dict(),
-            optimizer=self._task.optimizer.state_dict(),
-            scheduler=scheduler.state_dict() if scheduler is not None else None,
-            scaler=scaler.state_dict() if scaler.is_enabled() else None,
-            loss=(self._task.loss.state_dict() or None) if isinstance(self._task.loss, nn.Module) else None,
-            best_model=self._best.state(),
-            best=best_of(self._records, self._spec.checkpoints.best),
-            records=self._records,
-        )
-
     def _tell_of_notice(self) -> None:
         seconds = self._lookout.seconds_left()
         if self._lookout.is_new and self._lookout.notice is not None and seconds is not None:
@@ -403,11 +365,6 @@ class Trainer:
                 f"the node of rank {ranks} leaves the cluster in {max(seconds, 0):.0f} s; a checkpoint is taken "
                 "after this epoch, or at once if that would be too late",
             )
-
-    def _tell(self, reason: str, message: str) -> None:
-        self._reporter.send(
-            WorkerEvent(attempt=self._attempt, time=self._now(), reason=reason, message=shortened(message))
-        )
 
     def _cost_since(self, clock: float) -> tuple[float, int]:
         """Return seconds and peak GPU memory of this epoch; waits for the device, once an epoch."""
