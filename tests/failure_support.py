@@ -34,20 +34,21 @@ from torch.utils.data import Dataset
 
 class Counted(Dataset):
     \"\"\"Takes its time, and leaves one byte for each sample that this process loads.\"\"\"
-    def __init__(self, inner, folder, seconds):
-        self.inner, self.path, self.file, self.seconds = inner, Path(folder) / str(os.getpid()), None, seconds
+    def __init__(self, inner, folder):
+        self.inner, self.path, self.file = inner, Path(folder) / "progress" / str(os.getpid()), None
+        self.seconds = Path(folder) / "seconds"
     def __len__(self):
         return len(self.inner)
     def __getitem__(self, index):
         self.file = self.file or os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         os.write(self.file, b".")
-        time.sleep(self.seconds)
+        time.sleep(float(self.seconds.read_text()))
         return self.inner[index]
 
-def build(folder, seconds):
+def build(folder):
     task = build_digits()
     return TrainingTask(
-        model=task.model, train=Counted(task.train, folder, seconds), validation=task.validation, loss=task.loss,
+        model=task.model, train=Counted(task.train, folder), validation=task.validation, loss=task.loss,
         optimizer=task.optimizer, scheduler=task.scheduler, metrics=task.metrics,
     )
 """
@@ -147,10 +148,19 @@ class Range:
 
         Args:
             name: A name of its own.
-            seconds: What each train sample takes.
+            seconds: What each train sample takes at first.
             changes: Top-level sections of the job that differ.
         """
-        return self._service.submit(self._job(name, seconds), **changes)
+        job = self._job(name)
+        self.set_pace(name, seconds)
+        return self._service.submit(job, **changes)
+
+    def set_pace(self, name: str, seconds: float) -> None:
+        """Change what each train sample of a job takes."""
+        told = self._folder / name / "seconds"
+        draft = told.with_suffix(".new")
+        draft.write_text(str(seconds))
+        draft.replace(told)
 
     def wait_for_samples(self, name: str, samples: int) -> None:
         """Wait until the ranks of a job have loaded more train samples than that."""
@@ -174,7 +184,7 @@ class Range:
                 seconds=seconds,
             )
 
-    def _job(self, name: str, seconds: float) -> Path:
+    def _job(self, name: str) -> Path:
         folder = self._folder / name
         job, progress = folder / "job", folder / "progress"
         job.mkdir(parents=True)
@@ -182,7 +192,7 @@ class Range:
         (job / "digits.py").write_text((self._digits / "digits.py").read_text())
         (job / "counted.py").write_text(CODE)
         (job / "job.yaml").write_text(
-            f"name: {name}\ncode: {{task: 'counted:build'}}\nparams: {{folder: {progress}, seconds: {seconds}}}\n"
+            f"name: {name}\ncode: {{task: 'counted:build'}}\nparams: {{folder: {folder}}}\n"
             f"training: {{epochs: {EPOCHS}, global_batch_size: 64}}\nscaling: {{workers: 2}}\n"
             "checkpoints: {every_epochs: 2, min_interval_seconds: 0}\ntrack: [tensorboard, csv]\n"
         )

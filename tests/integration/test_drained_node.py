@@ -18,23 +18,21 @@ pytestmark = pytest.mark.long
 
 CPUS = max(LEAST_CPUS, os.cpu_count() or 1) - 1
 """Of each worker: neither node has room for two."""
-EPOCHS = 10
+EPOCHS = 8
 GROWING_SECONDS = 120
 """Ray counts the cluster's nodes every 20 s, and a restart of the workers takes a while."""
 
 
-def job(epochs: int) -> dict[str, Any]:
-    """Return the sections of the job that make it elastic."""
-    return {
-        "training": {"epochs": epochs},
-        "scaling": {
-            "workers": {"min": 1, "max": 2},
-            "cpus_per_worker": CPUS,
-            "resize_interval_seconds": 2,
-        },
-        # No checkpoint comes by itself before the end.
-        "checkpoints": {"every_epochs": 1000},
-    }
+JOB: dict[str, Any] = {
+    "training": {"epochs": EPOCHS},
+    "scaling": {
+        "workers": {"min": 1, "max": 2},
+        "cpus_per_worker": CPUS,
+        "resize_interval_seconds": 2,
+    },
+    # No checkpoint comes by itself before the end.
+    "checkpoints": {"every_epochs": 1000},
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +57,14 @@ def line(own_service: ServiceProcess, project_root: Path, tmp_path_factory: pyte
 @pytest.fixture(scope="module")
 def undisturbed(line: Range) -> Finished:
     """The run on the head alone, from its first epoch to its last on one worker."""
-    return line.finish(line.start("undisturbed", **job(EPOCHS)))
+    return line.finish(line.start("undisturbed", **JOB))
 
 
 @pytest.mark.parametrize(
-    ("epochs", "sample_seconds", "notice_seconds", "within"),
+    ("sample_seconds", "notice_seconds", "within"),
     [
-        pytest.param(EPOCHS, 0.004, 60, False, id="after the epoch"),
-        pytest.param(3, 0.02, 15, True, id="within the epoch"),
+        pytest.param(0.006, 60, False, id="after the epoch"),
+        pytest.param(0.02, 15, True, id="within the epoch"),
     ],
 )
 def test_a_run_grows_onto_a_node_and_outlives_it(
@@ -74,13 +72,12 @@ def test_a_run_grows_onto_a_node_and_outlives_it(
     undisturbed: Finished,
     line: Range,
     tmp_path: Path,
-    epochs: int,
     sample_seconds: float,
     notice_seconds: int,
     within: bool,
 ) -> None:
     name = "within" if within else "after"
-    run_id = line.start(name, seconds=sample_seconds, **job(epochs))
+    run_id = line.start(name, seconds=sample_seconds, **JOB)
     line.wait_for_samples(name, 0)
     with second_node(own_service, CPUS, tmp_path) as node:
         line.wait_for_event(run_id, "trains on 2 workers, the one before on 1", seconds=GROWING_SECONDS)
@@ -89,6 +86,7 @@ def test_a_run_grows_onto_a_node_and_outlives_it(
         # Ray keeps a list of the run's checkpoints, of which there was none.
         kept = own_service.data_dir / "runs" / run_id / "checkpoint_manager_snapshot.json"
         until(kept.exists, "the checkpoint before the node leaves", seconds=notice_seconds)
+    line.set_pace(name, 0)
     moved = line.finish(run_id)
 
     require_same_curve(undisturbed, moved)
@@ -99,7 +97,7 @@ def test_a_run_grows_onto_a_node_and_outlives_it(
     assert moved.count("checkpoint_within_epoch") == int(within)
     assert moved.count("world_size_changed") == 2
     assert moved.value("curvewatch_world_size") == 1
-    assert moved.value("curvewatch_samples_total") == epochs * SAMPLES, "no epoch counts twice"
+    assert moved.value("curvewatch_samples_total") == EPOCHS * SAMPLES, "no epoch counts twice"
     # Without the notice's checkpoint the last attempt would have begun anew.
     again = {epoch for epoch, attempt in moved.kept if attempt == last.attempt}
     assert within or 1 not in again
