@@ -59,7 +59,11 @@ class Job:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        return {
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin",
+            "PYTHONPATH": f"{Path(__file__).parent.parent}:{self.folder}",
+        }
 
     def run(
         self, *options: str, ranks: int = 1, restarts: int | None = None
@@ -170,3 +174,36 @@ def test_ctrl_c_ends_a_run_in_a_sentence(job: Job) -> None:
     assert process.returncode == 130
     assert "Traceback" not in told
     assert "interrupted; go on from the latest checkpoint with --resume" in told
+
+
+FULL_STORAGE = """
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+class Full(LocalFileSystem):
+    protocol = "full"
+    def open(self, path, mode="rb", **options):
+        if "w" in mode and "epoch-000002" in path:
+            raise OSError("the bucket is full")
+        return super().open(path, mode, **options)
+
+fsspec.register_implementation("full", Full)
+"""
+
+
+def test_a_run_whose_last_checkpoint_is_lost_has_failed_and_can_be_gone_on_with(job: Job) -> None:
+    # Python imports sitecustomize before anything else: the storage is there when the job is read.
+    (job.folder / "sitecustomize.py").write_text(FULL_STORAGE)
+    job.write(epochs=2, more=f", path: 'full://{job.folder}/kept'")
+
+    lost = job.run(ranks=2)
+    job.write(epochs=3, more=f", path: 'full://{job.folder}/kept'")
+    again = job.run("--resume", ranks=2)
+
+    assert lost.returncode != 0
+    assert lost.stdout.splitlines()[-1] == (
+        f"failed: all 2 epochs are done, but checkpoint epoch-000002 could not be kept in {job.folder}/kept/toy: "
+        "the bucket is full"
+    )
+    assert again.returncode == 0, again.stderr
+    assert job.told() == {1: [(1, 0)], 2: [(2, 1)]}
