@@ -207,3 +207,42 @@ def test_a_run_whose_last_checkpoint_is_lost_has_failed_and_can_be_gone_on_with(
     )
     assert again.returncode == 0, again.stderr
     assert job.told() == {1: [(1, 0)], 2: [(2, 1)]}
+
+
+OWN_LOOP = """
+from pathlib import Path
+import torch
+from curvewatch_workers.meter import EpochMeter
+
+def main(folder):
+    rank = torch.distributed.get_rank()
+    done = Path(folder) / "done"
+    after = int(done.read_text()) if done.exists() else 0
+    meter = EpochMeter(train_samples=4, validation_samples=4, first_epoch=after + 1)
+    for epoch in meter.epochs():
+        if epoch == 3 and after == 0 and rank == 0:
+            raise OSError("the power is gone")
+        for split in ("train", "validation"):
+            meter.update(split, torch.tensor(1.0 / epoch), torch.zeros(2, 1), torch.zeros(2))
+        meter.end_epoch(learning_rate=0.1)
+        if rank == 0:
+            done.write_text(str(epoch))
+"""
+
+
+def test_a_loop_of_ones_own_that_torchrun_restarts_keeps_its_curve(job: Job) -> None:
+    (job.folder / "own.py").write_text(OWN_LOOP)
+    (job.folder / "job.yaml").write_text(
+        f"name: toy\ncode: {{loop: 'own:main'}}\nparams: {{folder: {job.folder}}}\ntrack: [jsonl]\n"
+        "training: {epochs: 4, global_batch_size: 4}\n"
+    )
+
+    done = job.run(ranks=2, restarts=1)
+
+    assert done.returncode == 0, done.stderr
+    assert job.told() == {1: [(1, 0)], 2: [(1, 2)]}
+    shown = [
+        json.loads(line)
+        for line in (job.output / "toy" / "tracking" / "epochs.jsonl").read_text().splitlines()
+    ]
+    assert [(one["epoch"], one["attempt"]) for one in shown] == [(1, 1), (2, 1), (3, 2), (4, 2)]
