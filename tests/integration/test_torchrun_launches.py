@@ -59,7 +59,11 @@ class Job:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        return {
+            "OMP_NUM_THREADS": "1",
+            "PATH": "/usr/bin",
+            "PYTHONPATH": f"{Path(__file__).parent.parent}:{self.folder}",
+        }
 
     def run(
         self, *options: str, ranks: int = 1, restarts: int | None = None
@@ -170,3 +174,75 @@ def test_ctrl_c_ends_a_run_in_a_sentence(job: Job) -> None:
     assert process.returncode == 130
     assert "Traceback" not in told
     assert "interrupted; go on from the latest checkpoint with --resume" in told
+
+
+FULL_STORAGE = """
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+class Full(LocalFileSystem):
+    protocol = "full"
+    def open(self, path, mode="rb", **options):
+        if "w" in mode and "epoch-000002" in path:
+            raise OSError("the bucket is full")
+        return super().open(path, mode, **options)
+
+fsspec.register_implementation("full", Full)
+"""
+
+
+def test_a_run_whose_last_checkpoint_is_lost_has_failed_and_can_be_gone_on_with(job: Job) -> None:
+    # Python imports sitecustomize before anything else: the storage is there when the job is read.
+    (job.folder / "sitecustomize.py").write_text(FULL_STORAGE)
+    job.write(epochs=2, more=f", path: 'full://{job.folder}/kept'")
+
+    lost = job.run(ranks=2)
+    job.write(epochs=3, more=f", path: 'full://{job.folder}/kept'")
+    again = job.run("--resume", ranks=2)
+
+    assert lost.returncode != 0
+    assert lost.stdout.splitlines()[-1] == (
+        f"failed: all 2 epochs are done, but checkpoint epoch-000002 could not be kept in {job.folder}/kept/toy: "
+        "the bucket is full"
+    )
+    assert again.returncode == 0, again.stderr
+    assert job.told() == {1: [(1, 0)], 2: [(2, 1)]}
+
+
+OWN_LOOP = """
+from pathlib import Path
+import torch
+from curvewatch_workers.meter import EpochMeter
+
+def main(folder):
+    rank = torch.distributed.get_rank()
+    done = Path(folder) / "done"
+    after = int(done.read_text()) if done.exists() else 0
+    meter = EpochMeter(train_samples=4, validation_samples=4, first_epoch=after + 1)
+    for epoch in meter.epochs():
+        if epoch == 3 and after == 0 and rank == 0:
+            raise OSError("the power is gone")
+        for split in ("train", "validation"):
+            meter.update(split, torch.tensor(1.0 / epoch), torch.zeros(2, 1), torch.zeros(2))
+        meter.end_epoch(learning_rate=0.1)
+        if rank == 0:
+            done.write_text(str(epoch))
+"""
+
+
+def test_a_loop_of_ones_own_that_torchrun_restarts_keeps_its_curve(job: Job) -> None:
+    (job.folder / "own.py").write_text(OWN_LOOP)
+    (job.folder / "job.yaml").write_text(
+        f"name: toy\ncode: {{loop: 'own:main'}}\nparams: {{folder: {job.folder}}}\ntrack: [jsonl]\n"
+        "training: {epochs: 4, global_batch_size: 4}\n"
+    )
+
+    done = job.run(ranks=2, restarts=1)
+
+    assert done.returncode == 0, done.stderr
+    assert job.told() == {1: [(1, 0)], 2: [(1, 2)]}
+    shown = [
+        json.loads(line)
+        for line in (job.output / "toy" / "tracking" / "epochs.jsonl").read_text().splitlines()
+    ]
+    assert [(one["epoch"], one["attempt"]) for one in shown] == [(1, 1), (2, 1), (3, 2), (4, 2)]

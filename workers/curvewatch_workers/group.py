@@ -16,6 +16,8 @@ import torch.distributed as dist
 # tensor while the interpreter ends, would sometimes abort the process.
 import torch.distributed.nn
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from curvewatch_workers.errors import TaskError
@@ -151,7 +153,12 @@ def join_torchrun(*, gpu: bool, timeout: dt.timedelta = dt.timedelta(minutes=30)
     if gpu:
         torch.cuda.set_device(device)
     if _launched_processes() > 1:
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=timeout)
+        store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+        # torchrun's store lives on when it restarts the group, with the addresses of ranks that have gone.
+        own = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(
+            "nccl" if gpu else "gloo", store=own, rank=rank, world_size=world_size, timeout=timeout
+        )
     return group_of_process(device)
 
 

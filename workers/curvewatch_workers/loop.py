@@ -193,7 +193,7 @@ class Trainer:
         return Progress(snapshot.epoch, snapshot.partial.steps if snapshot.partial else 0)
 
     def run(self, *, after_epoch: int) -> Ending:
-        """Train every epoch after the given one; return how the run ended.
+        """Train every epoch after the given one; return how the run ended. What rank 0 returns counts.
 
         Raises:
             UnsavableStateError: On every rank, at the first checkpoint: it could not be read back.
@@ -224,7 +224,8 @@ class Trainer:
                 best_epoch=self._stopper.best_epoch,
             )
             if ending is not None:
-                return ending.without_its_checkpoint(self._group.first_problem(lost))
+                # Rank 0 alone knows: the others need not wait until a last, long upload is through.
+                return ending.without_its_checkpoint(lost)
         return Ending(
             outcome=Outcome.SUCCEEDED, reason=f"all {after_epoch} epochs were done before this attempt"
         )

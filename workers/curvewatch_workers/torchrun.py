@@ -189,9 +189,9 @@ def _main(arguments: list[str] | None) -> int:
                 sys.stderr.write(f"{start.refusal}\n")
             return 2
         ending = _run(job.model_copy(update={"submission": start.submission}), group)
-    sys.stdout.write(f"{ending.outcome}: {ending.reason}\n")
-    if ending.traceback:
-        sys.stderr.write(ending.traceback)
+    if group.rank == 0:
+        sys.stdout.write(f"{ending.outcome}: {ending.reason}\n")
+        sys.stderr.write(ending.traceback or "")
     return 1 if ending.outcome is Outcome.FAILED else 0
 
 
