@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,12 +15,9 @@ from curvewatch_workers.metrics.foreign import ForeignMetrics
 _KEPT_BATCHES = 256
 _KEPT_BYTES = 1 << 19
 """Small batches that are kept before they are summed, and what their outputs may hold in memory."""
-_LARGEST_WEIGHT = 1e145
-_LARGEST_SQUARE = 1e290
+_LARGEST_LOSS = 1e145
+_LARGEST_SQUARE = _LARGEST_LOSS**2
 """From there on a loss counts as infinite: the sum of so many squares would leave the range of a float64."""
-
-_Batch = tuple[BatchLoss, Tensor, Tensor]
-"""Loss, outputs, targets."""
 
 
 class Totals:
@@ -54,10 +50,11 @@ class Totals:
         """What was added up; not read here."""
         self._fixed = sums[: self.FIXED]
         self._parts = torch.split(sums[self.FIXED :], [metric.slots for metric in metrics])
-        self._kept: list[_Batch] = []
-        self._shape: torch.Size | None = None
+        # Batches of one kind: losses, weights (none where each sample weighs 1), outputs, targets.
+        self._kept: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]] = ([], [], [], [])
+        self._kind: object = None
         self._room = 0
-        self._tried: set[torch.Size] = set()
+        self._tried: set[object] = set()
 
     @classmethod
     def slots(cls, metrics: tuple[SumMetric, ...]) -> int:
@@ -79,35 +76,42 @@ class Totals:
             outputs = pytree.tree_map_only(Tensor, Tensor.detach, outputs)
             self._add(_detached(loss), outputs, targets)
             return
-        if loss.sums.requires_grad or outputs.requires_grad:
-            loss, outputs = _detached(loss), outputs.detach()
-        if outputs.shape != self._shape:
-            self._make_room(outputs, targets)
-        self._kept.append((loss, outputs, targets))
-        if len(self._kept) >= self._room:
+        sums, weights = loss
+        if sums.requires_grad or outputs.requires_grad:
+            sums, outputs = sums.detach(), outputs.detach()
+        kind = (outputs.shape, targets.shape, sums.shape, outputs.dtype, targets.dtype, weights is None)
+        if kind != self._kind:
+            self._make_room(kind, outputs, targets)
+        losses, weights_kept, outputs_kept, targets_kept = self._kept
+        losses.append(sums)
+        if weights is not None:
+            weights_kept.append(weights)
+        outputs_kept.append(outputs)
+        targets_kept.append(targets)
+        if len(losses) >= self._room:
             self.flush()
 
     def flush(self) -> None:
         """Sum what is kept; to be called when the pass ends."""
-        kept, self._kept, self._shape = self._kept, [], None
-        for _, group in groupby(kept, key=_kind):
-            alike = list(group)
-            if len(alike) == 1:
-                self._add(*alike[0])
-                continue
-            losses, outputs, targets = zip(*alike, strict=True)
-            self._add(_joined(losses), torch.cat(outputs), torch.cat(targets))
+        losses, weights, outputs, targets = self._kept
+        self._kept, self._kind = ([], [], [], []), None
+        if len(losses) == 1:
+            self._add(BatchLoss(losses[0], weights[0] if weights else None), outputs[0], targets[0])
+        elif losses:
+            join = torch.cat if losses[0].dim() else torch.stack
+            joined = BatchLoss(join(losses), join(weights) if weights else None)
+            self._add(joined, torch.cat(outputs), torch.cat(targets))
 
-    def _make_room(self, outputs: Tensor, targets: Tensor) -> None:
-        """Sum what has another shape, and tell how many batches of this one can be kept."""
+    def _make_room(self, kind: object, outputs: Tensor, targets: Tensor) -> None:
+        """Sum what is of another kind, and tell how many batches of this one can be kept."""
         self.flush()
-        self._shape = outputs.shape
+        self._kind = kind
         # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
         size = outputs.untyped_storage().nbytes() + targets.nbytes
         joins = outputs.shape[:1] == targets.shape[:1]
         self._room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1)) if joins else 0
-        if self._shape not in self._tried:
-            self._tried.add(self._shape)
+        if kind not in self._tried:
+            self._tried.add(kind)
             self._try(outputs, targets)
 
     @torch.no_grad()
@@ -120,20 +124,21 @@ class Totals:
     def _add(self, loss: BatchLoss, outputs: Any, targets: Tensor) -> None:
         sums = loss.sums.double().reshape(-1)
         if loss.weights is None:
-            weights, squares = torch.ones_like(sums), sums.square()
-            finite = squares < _LARGEST_SQUARE  # false for NaN too
-            rows = torch.stack([sums, squares, weights, weights, weights])
+            finite = sums.abs() < _LARGEST_LOSS  # false for NaN too
+            kept = torch.where(finite, sums, 0.0)
+            number = finite.sum()
+            found = torch.stack([kept.sum(), kept.dot(kept), number, number])
         else:
             weights = loss.weights.double().reshape(-1)
             # A sample of weight 0 has a sum of 0, and no part in any mean.
             squares = torch.where(weights > 0, sums.square() / weights, sums)
-            finite = (squares < _LARGEST_SQUARE) & (weights < _LARGEST_WEIGHT)
-            rows = torch.stack([sums, squares, weights, weights.square(), torch.ones_like(sums)])
+            finite = (squares < _LARGEST_SQUARE) & (weights < _LARGEST_LOSS)
+            rows = torch.stack([sums, squares, weights, weights.square()])
+            found, number = torch.where(finite, rows, 0.0).sum(dim=1), finite.sum()
+        self._fixed[: self.NONFINITE] += found
         # Of a loss that is one number for the batch, all samples share the fate.
         samples = len(targets) // max(len(sums), 1)
-        found = torch.where(finite, rows, 0.0).sum(dim=1)
-        self._fixed[: self.NONFINITE] += found[:-1]
-        self._fixed[self.NONFINITE] += (len(sums) - found[-1]) * samples
+        self._fixed[self.NONFINITE] += (len(sums) - number) * samples
         overlooked = self._loss.overlooked(targets)
         if overlooked is not None:
             self._fixed[self.OVERLOOKED] += overlooked
@@ -145,15 +150,3 @@ class Totals:
 
 def _detached(loss: BatchLoss) -> BatchLoss:
     return BatchLoss(loss.sums.detach(), loss.weights)
-
-
-def _kind(batch: _Batch) -> object:
-    """Return what batches must share, beside the outputs' shape, to be joined."""
-    loss, outputs, targets = batch
-    return targets.shape, targets.dtype, outputs.dtype, loss.sums.dim(), loss.weights is None
-
-
-def _joined(losses: tuple[BatchLoss, ...]) -> BatchLoss:
-    join = torch.cat if losses[0].sums.dim() else torch.stack
-    weights = [loss.weights for loss in losses if loss.weights is not None]
-    return BatchLoss(join([loss.sums for loss in losses]), join(weights) if weights else None)

@@ -20,7 +20,8 @@ class Accuracy(ClassMean):
         super().__init__(ignore_index)
 
     def _values(self, logits: Tensor, true: Tensor) -> Tensor:
-        return logits.argmax(dim=1) == true
+        # The same as argmax, and quicker on a CPU.
+        return logits.max(dim=1).indices == true
 
 
 class TopKAccuracy(ClassMean):
