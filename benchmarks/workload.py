@@ -30,10 +30,15 @@ class Work:
     validation: Batches
     device: torch.device
 
-    def step(self, loss: Tensor) -> None:
-        """Take an optimizer step."""
+    def step(self, loss: Tensor, gradient: Tensor | None = None) -> None:
+        """Take an optimizer step.
+
+        Args:
+            loss: What is differentiated.
+            gradient: Its factors, where it is more than one number.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss, gradient)
         self.optimizer.step()
 
 

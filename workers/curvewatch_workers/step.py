@@ -43,6 +43,8 @@ class OptimizerStep:
         self.scaler = torch.amp.GradScaler(group.device.type, enabled=spec.training.precision == "fp16")
         """Keeps small fp16 gradients from vanishing; does nothing in other precisions."""
         self._looks = spec.policy.on_nonfinite == "skip_step" or self.scaler.is_enabled()
+        self._kind: object = None
+        self._last_factors = torch.empty(0)
         self.begin_epoch()
 
     def begin_epoch(self, last_step: Mapping[str, Any] | None = None) -> None:
@@ -86,7 +88,8 @@ class OptimizerStep:
             last = number == len(batch.micro_batches)
             with contextlib.nullcontext() if last else without_sync(model.wrapped):
                 loss = self._forward(model.train, micro, totals)
-                torch.autograd.backward(self.scaler.scale(loss.sums.sum() * factor))
+                # As of their sum times the factor, which would cost a sum and a product, forwards and backwards.
+                torch.autograd.backward(loss.sums, self.scaler.scale(self._factors(loss.sums, factor)))
             if loss.weights is not None:
                 own = loss.weights.sum(dtype=torch.float64)
                 weight = own if weight is None else weight + own
@@ -95,6 +98,13 @@ class OptimizerStep:
             self._divide_by(weight, batch.samples)
         self.learning_rate = float(self._optimizer.param_groups[0]["lr"])
         self._apply(measure=batch.last)
+
+    def _factors(self, losses: Tensor, factor: float) -> Tensor:
+        """Return the factor for each loss, the same tensor as long as they are alike."""
+        kind = (losses.shape, losses.dtype, losses.device, factor)
+        if kind != self._kind:
+            self._kind, self._last_factors = kind, torch.full_like(losses, factor, requires_grad=False)
+        return self._last_factors
 
     def _divide_by(self, weight: Tensor, samples: int) -> None:
         """Divide the gradient by the global batch's weight instead of its samples; 0 where nothing weighs."""
