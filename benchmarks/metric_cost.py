@@ -57,7 +57,7 @@ class Ours(Variant):
             work.step(loss.sums, factors)
         self._end()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def validate(self, work: Work) -> None:
         """Validate and sum."""
         self._buffer.clear()

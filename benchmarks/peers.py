@@ -32,7 +32,7 @@ class ByHand(Variant):
             count += len(targets)
         self._reduce([total, right, count], work.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def validate(self, work: Work) -> None:
         """Validate and read at each step."""
         total = right = count = 0.0
@@ -72,7 +72,7 @@ class TorchMetrics(Variant):
 
     def validate(self, work: Work) -> None:
         """Validate and update."""
-        with torch.inference_mode():
+        with torch.no_grad():
             for inputs, targets in work.validation:
                 outputs = work.model(inputs)
                 self._update(functional.cross_entropy(outputs, targets), outputs, targets)
@@ -105,7 +105,7 @@ class Accelerate(Variant):
             work.step(loss)
             total, right, count = self._gather(loss.detach(), outputs.detach(), targets, total, right, count)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def validate(self, work: Work) -> None:
         """Validate and gather."""
         total, right, count = 0.0, 0, 0

@@ -54,7 +54,7 @@ class Variant:
         for inputs, targets in work.train:
             work.step(functional.cross_entropy(work.wrapped(inputs), targets))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def validate(self, work: Work) -> None:
         """Run every validation batch."""
         for inputs, targets in work.validation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class Loss:
 
     def __init__(self, loss: object, *, ignores_targets: bool = False) -> None:
         self._loss, self._sum_rows = _unreduced(loss)
+        self._call = _directly(self._loss)
         self._elementwise = isinstance(loss, _ELEMENTWISE)
         self._by_class = isinstance(loss, _BY_CLASS)
         self._class_weights: Tensor | None = getattr(loss, "weight", None) if self._by_class else None
@@ -93,7 +94,7 @@ class Loss:
             )
         if isinstance(outputs, Tensor) and outputs.dtype in (torch.float16, torch.bfloat16):
             outputs = outputs.float()
-        made = self.of(self._loss(outputs, targets), outputs, targets)
+        made = self.of(self._call(outputs, targets), outputs, targets)
         return made if sample_weights is None else _weigh(made, sample_weights)
 
     def of(self, returned: Tensor | tuple[Tensor, Tensor], outputs: Tensor, targets: Tensor) -> BatchLoss:
@@ -169,6 +170,15 @@ def _unreduced(loss: object) -> tuple[LossFunction, bool]:
     unreduced = copy.copy(loss)
     unreduced.reduction = "none"  # type: ignore[attr-defined]
     return unreduced, reduction in ("sum", "batchmean")
+
+
+def _directly(loss: LossFunction) -> LossFunction:
+    """Return what to call for a loss: of one of torch's own without hooks its forward, all that a call would do."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    plain = type(loss).__module__ == "torch.nn.modules.loss" and not any(
+        getattr(loss, name) for name in hooks
+    )
+    return cast("nn.Module", loss).forward if plain else loss
 
 
 def _rows(values: Tensor) -> Tensor:
