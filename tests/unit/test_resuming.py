@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from torch import nn
 
 from checkpoint_support import make_snapshot
 from curvewatch_workers.checkpoint import FolderCheckpoints, NoCheckpoints
-from curvewatch_workers.contract import WorkerEvent
+from curvewatch_workers.contract import JobSpec, WorkerEvent
 from curvewatch_workers.errors import CheckpointError, DamagedCheckpointError
 from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.keeping import Progress
 from curvewatch_workers.loop import Trainer
+from curvewatch_workers.metrics import Accuracy
 from curvewatch_workers.resuming import read_latest
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import FakeGroup, RecordingReporter, train_alone
@@ -87,6 +89,76 @@ def test_a_checkpoint_that_does_not_fit_the_task_is_named_with_the_remedy(
 
     with pytest.raises(CheckpointError, match=r"of epoch 2 does not fit the job: .* as a run of its own$"):
         train_alone(spec, changed(), FolderCheckpoints(tmp_path, rank=0, keep=1))
+
+
+def task_with(make: Callable[..., torch.optim.Optimizer]) -> TrainingTask:
+    task = make_task()
+    return make_task(model=task.model, optimizer=make(task.model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (torch.optim.SGD, torch.optim.Adam),
+        (torch.optim.Adam, torch.optim.SGD),
+        (torch.optim.Adam, torch.optim.Adamax),
+        (torch.optim.AdamW, torch.optim.Adam),
+    ],
+)
+def test_the_state_of_another_optimizer_is_not_trained_on(
+    tmp_path: Path, first: type[torch.optim.Optimizer], second: type[torch.optim.Optimizer]
+) -> None:
+    def train(optimizer: type[torch.optim.Optimizer], epochs: int) -> None:
+        spec = make_spec(epochs=epochs, checkpoints={"min_interval_seconds": 0})
+        train_alone(spec, task_with(optimizer), FolderCheckpoints(tmp_path, rank=0, keep=1))
+
+    train(first, 1)
+
+    with pytest.raises(
+        CheckpointError, match=f"its optimizer is {first.__name__}, the task's is {second.__name__}"
+    ):
+        train(second, 2)
+    train(first, 2)
+
+
+BY_A_NEW_METRIC: list[tuple[str, dict[str, Any]]] = [
+    ("checkpoints.best.metric", {"checkpoints": {"best": {"metric": "f", "mode": "max"}}}),
+    ("policy.early_stopping.metric", {"policy": {"early_stopping": {"metric": "f", "patience": 3}}}),
+]
+
+
+@pytest.mark.parametrize(("field", "parts"), BY_A_NEW_METRIC)
+def test_a_run_cannot_go_on_by_a_number_that_its_epochs_have_not(
+    tmp_path: Path, field: str, parts: dict[str, Any]
+) -> None:
+    checkpoints = FolderCheckpoints(tmp_path, rank=0, keep=1)
+    train_alone(make_spec(), make_task(), checkpoints)
+    task = make_task(metrics={"f": Accuracy()})
+
+    with pytest.raises(CheckpointError, match=f"{field} is 'f', which epoch 1 did not measure"):
+        train_alone(make_spec(epochs=3, **parts), task, checkpoints)
+
+    assert [record.epoch for record in train_alone(make_spec(epochs=3), task, checkpoints)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("before", [None, {"patience": 9, "restore_best": True}])
+def test_weights_of_another_epoch_are_not_put_back_as_the_best(
+    tmp_path: Path, before: dict[str, Any] | None
+) -> None:
+    def spec(epochs: int, stopping: dict[str, Any] | None) -> JobSpec:
+        policy = {"early_stopping": stopping} if stopping else {}
+        return make_spec(epochs=epochs, policy=policy, checkpoints={"min_interval_seconds": 0})
+
+    checkpoints = FolderCheckpoints(tmp_path, rank=0, keep=1)
+    train_alone(spec(3, before), make_task(), checkpoints)
+    # The validation loss falls, so that by this the first epoch is the best.
+    highest: dict[str, Any] = {"mode": "max", "patience": 3}
+
+    with pytest.raises(CheckpointError, match=r"put back the weights of epoch 1, .*set restore_best: false"):
+        train_alone(spec(9, {**highest, "restore_best": True}), make_task(), checkpoints)
+
+    records = train_alone(spec(9, highest), make_task(), checkpoints)
+    assert [record.epoch for record in records] == [1, 2, 3, 4]
 
 
 def test_another_format_is_no_damage(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class Snapshot:
     model: dict[str, Any]
     """State of the unwrapped model."""
     optimizer: dict[str, Any]
+    optimizer_class: str | None = None
+    """Name of the optimizer's class; None in checkpoints that do not say."""
     scheduler: dict[str, Any] | None
     scaler: dict[str, Any] | None = None
     """State of the gradient scaler; None without one."""
@@ -60,6 +62,8 @@ class Snapshot:
     """State of the loss, of rank 0; None without any."""
     best_model: dict[str, Any] | None = None
     """State of the model at the best epoch; None unless the job wants it back when it stops early."""
+    best_model_epoch: int | None = 0
+    """The epoch that `best_model` is from, 0 without one; None in checkpoints that do not say."""
     best: Best | None
     """The best epoch so far; None when no epoch had a finite number."""
     records: tuple[EpochRecord, ...]
@@ -70,10 +74,12 @@ class Snapshot:
         torch.save(self.model, folder / MODEL_FILE)
         training = {
             "optimizer": self.optimizer,
+            "optimizer_class": self.optimizer_class,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
             "loss": self.loss,
             "best_model": self.best_model,
+            "best_model_epoch": self.best_model_epoch,
             "partial": self.partial.state() if self.partial else None,
         }
         torch.save(_plain(training), folder / TRAINING_FILE)
@@ -123,11 +129,13 @@ class Snapshot:
                 attempt=meta["attempt"],
                 model=torch.load(folder / MODEL_FILE, map_location="cpu", weights_only=True),
                 optimizer=training["optimizer"],
+                optimizer_class=training.get("optimizer_class"),
                 scheduler=training["scheduler"],
                 scaler=training["scaler"],
-                # Checkpoints of this format have been written without.
+                # Checkpoints of this format have been written without what is only got.
                 loss=training.get("loss"),
                 best_model=training["best_model"],
+                best_model_epoch=training.get("best_model_epoch", None if training["best_model"] else 0),
                 partial=PartialEpoch.of_state(training["partial"]) if training["partial"] else None,
                 best=Best(**meta["best"]) if meta["best"] else None,
                 records=tuple(EpochRecord.model_validate_json(line) for line in lines),

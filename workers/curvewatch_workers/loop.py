@@ -41,7 +41,12 @@ from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
 from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.ranking import require_ranking
 from curvewatch_workers.reporter import Reporter
-from curvewatch_workers.resuming import read_latest, restore
+from curvewatch_workers.resuming import (
+    read_latest,
+    require_best_weights,
+    require_measured_before,
+    restore,
+)
 from curvewatch_workers.saving import Saving
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.sources import source_of_task
@@ -181,10 +186,14 @@ class Trainer:
             self._tell("checkpoint_unreadable", damage)
         if snapshot is None:
             return Progress(0)
+        require_measured_before(snapshot, self._spec)
         restore(snapshot, self._task, self._model, self._step.scaler)
         for record in snapshot.records:
             self._plateau = self._stopper.should_stop(record)
-        self._best.load(snapshot.best_model)
+        best_epoch = self._stopper.best_epoch
+        if self._spec.policy.restores_best:
+            require_best_weights(snapshot, best_epoch)
+        self._best.load(snapshot.best_model, best_epoch)
         self._records = snapshot.records
         self._partial = snapshot.partial.on(self._group.device) if snapshot.partial else None
         # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
@@ -212,7 +221,7 @@ class Trainer:
             self._step_schedule(record)
             self._plateau = self._stopper.should_stop(record)
             if self._stopper.is_best(record):
-                self._best.keep(self._model)
+                self._best.keep(self._model, record.epoch)
             ending = ending_after(self._records, self._spec, reduced.control, self._plateau)
             if max(record.rank_seconds) > LOOK_SECONDS:
                 self._lookout.look_at_boundary()

@@ -148,10 +148,12 @@ class Saving:
             attempt=self._attempt,
             model=self._model.state_dict(),
             optimizer=self._task.optimizer.state_dict(),
+            optimizer_class=type(self._task.optimizer).__name__,
             scheduler=scheduler.state_dict() if scheduler is not None else None,
             scaler=self._scaler.state_dict() if self._scaler.is_enabled() else None,
             loss=(loss.state_dict() or None) if isinstance(loss, nn.Module) else None,
             best_model=self._best.state(),
+            best_model_epoch=self._best.epoch,
             best=best_of(records, self._spec.checkpoints.best),
             records=tuple(records),
         )
