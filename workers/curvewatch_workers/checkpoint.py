@@ -70,8 +70,12 @@ class Snapshot:
     """Every epoch so far, so that a later attempt can tell the service what it lacks."""
 
     def write(self, folder: Path) -> None:
-        """Write the snapshot into an existing empty folder; what says that it is whole comes last."""
-        torch.save(self.model, folder / MODEL_FILE)
+        """Write the snapshot into an existing empty folder; what says that it is whole comes last.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        _save(self.model, folder / MODEL_FILE)
         training = {
             "optimizer": self.optimizer,
             "optimizer_class": self.optimizer_class,
@@ -82,7 +86,7 @@ class Snapshot:
             "best_model_epoch": self.best_model_epoch,
             "partial": self.partial.state() if self.partial else None,
         }
-        torch.save(_plain(training), folder / TRAINING_FILE)
+        _save(_plain(training), folder / TRAINING_FILE)
         lines = (record.model_dump_json() + "\n" for record in self.records)
         (folder / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
         meta = {
@@ -142,6 +146,17 @@ class Snapshot:
             )
         except (OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
+
+
+def _save(state: Any, path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        # torch's writer tells of a full disk by a failed check of its own.
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} cannot be written, with {free} bytes free on its disk: {_first_line(error)}"
+        ) from error
 
 
 def _plain(state: Any) -> Any:
@@ -284,9 +299,14 @@ class FolderCheckpoints:
         name = name_of(at)
         draft = self._beside(name, "draft")
         draft.mkdir(parents=True)
-        write(draft)
-        (draft / MARKER).write_text(mark(at, score), encoding="utf-8")
-        sync_folder(draft)
+        try:
+            write(draft)
+            (draft / MARKER).write_text(mark(at, score), encoding="utf-8")
+            sync_folder(draft)
+        except BaseException:
+            # On a full disk its room is needed to say why.
+            _delete(draft)
+            raise
         # There is one already when it could not be read, and the run went on from one before it.
         self._remove(name)
         draft.replace(self._root / name)

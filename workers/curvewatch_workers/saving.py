@@ -132,8 +132,10 @@ class Saving:
             problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
         except CheckpointLostError as error:
             problem = lost = str(error)
-        except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk by the latter
-            raise StorageError(f"a checkpoint could not be kept: {error}") from error
+        except (OSError, RuntimeError) as error:
+            raise StorageError(
+                f"a checkpoint could not be kept: {error}; make room, or mend the storage"
+            ) from error
         self._lookout.saved()
         if problem is not None:
             self._tell("checkpoint_not_kept", problem)
