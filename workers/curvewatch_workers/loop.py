@@ -308,7 +308,7 @@ class Trainer:
             self._step.take(model, batch, totals, counter)
             self._step_schedule(None)
             self.position = Position(epoch, "train", number)
-            must_save = self._lookout.must_save(to_boundary - number)
+            must_save = self._lookout.must_save(None if to_boundary is None else to_boundary - number)
             self._tell_of_notice()
             if must_save:
                 totals.flush()
@@ -353,15 +353,15 @@ class Trainer:
         )
         self._saving.within_epoch(self._records, partial)
 
-    def _steps_to_boundary(self, epoch: int) -> int:
+    def _steps_to_boundary(self, epoch: int) -> int | None:
         """Return the steps from the beginning of an epoch until a checkpoint can be taken after it.
 
-        Validation counts as if its samples took as long. 0 where no checkpoint can be taken before: nobody can go
+        Validation counts as if its samples took as long. None where no checkpoint can be taken before: nobody can go
         on in the middle of a stream, nor with a metric that is no sum.
         """
         steps = self._train_feed.steps_of(epoch)
         if steps is None or self._foreign["train"]:
-            return 0
+            return None
         return steps - (
             -self._validation_feed.expected(epoch).samples // self._spec.training.global_batch_size
         )
