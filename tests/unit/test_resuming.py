@@ -47,6 +47,26 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
     assert "model.pt is not what was written" in damages[0]
 
 
+def test_what_else_lies_beside_the_checkpoints_is_left_alone(tmp_path: Path) -> None:
+    checkpoints = checkpoints_of(tmp_path, 2)
+    (tmp_path / "epoch-000009").write_text("a note")
+    (tmp_path / "epoch-000001.backup").mkdir()
+    (tmp_path / "epoch-000002" / "stray.txt").write_text("a note")
+
+    snapshot, damages = read_latest(checkpoints, SoloGroup())
+    checkpoints.save(Progress(3), make_snapshot(3).write, score=1.0, last=False)
+
+    assert snapshot is not None
+    assert (snapshot.epoch, damages) == (2, ())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "epoch-000001",
+        "epoch-000001.backup",
+        "epoch-000002",
+        "epoch-000003",
+        "epoch-000009",
+    ]
+
+
 def test_when_none_can_be_read_the_run_does_not_start_over(tmp_path: Path) -> None:
     checkpoints = checkpoints_of(tmp_path, 2)
     for folder in tmp_path.iterdir():
@@ -159,6 +179,40 @@ def test_weights_of_another_epoch_are_not_put_back_as_the_best(
 
     records = train_alone(spec(9, highest), make_task(), checkpoints)
     assert [record.epoch for record in records] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("restore_best", [True, False])
+def test_a_run_that_stopped_early_and_goes_on_says_from_which_weights(
+    tmp_path: Path, restore_best: bool
+) -> None:
+    def told(patience: int) -> tuple[list[str], int]:
+        # The validation loss falls, so that by this the first epoch is the best.
+        stopping = {"mode": "max", "patience": patience, "restore_best": restore_best}
+        reporter = RecordingReporter()
+        trainer = Trainer(
+            run_id="toy",
+            attempt=1,
+            spec=make_spec(
+                epochs=9, policy={"early_stopping": stopping}, checkpoints={"min_interval_seconds": 0}
+            ),
+            task=make_task(),
+            group=SoloGroup(),
+            checkpoints=FolderCheckpoints(tmp_path, rank=0, keep=1),
+            reporter=reporter,
+        )
+        trainer.run(after_epoch=trainer.resume().epoch)
+        events = [one for one in reporter.messages if isinstance(one, WorkerEvent)]
+        return [f"{one.reason}: {one.message}" for one in events], len(reporter.records)
+
+    first, second = told(2), told(4)
+
+    assert first == ([], 3)
+    assert second[1] == 5
+    weights = (
+        "best_weights_trained_on: the checkpoint of epoch 3 has the weights of epoch 1, which early stopping put back; "
+        "what is trained after it begins with these"
+    )
+    assert second[0] == ([weights] if restore_best else [])
 
 
 def test_another_format_is_no_damage(tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ class FolderCheckpoints:
 
     def names(self) -> tuple[str, ...]:
         """Name the checkpoints, the latest first."""
-        return newest_first(path.name for path in self._root.glob("epoch-*"))
+        return newest_first(path.name for path in self._root.glob("epoch-*") if path.is_dir())
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Path]:

@@ -46,6 +46,7 @@ from curvewatch_workers.resuming import (
     require_best_weights,
     require_measured_before,
     restore,
+    weights_put_back,
 )
 from curvewatch_workers.saving import Saving
 from curvewatch_workers.seeds import seed_from
@@ -188,6 +189,9 @@ class Trainer:
             return Progress(0)
         require_measured_before(snapshot, self._spec)
         restore(snapshot, self._task, self._model, self._step.scaler)
+        put_back = weights_put_back(snapshot)
+        if put_back is not None:
+            self._tell("best_weights_trained_on", put_back)
         for record in snapshot.records:
             self._plateau = self._stopper.should_stop(record)
         best_epoch = self._stopper.best_epoch

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
 from curvewatch_workers.contract import JobSpec
@@ -99,6 +100,20 @@ def require_best_weights(snapshot: Snapshot, best_epoch: int) -> None:
             f"policy.early_stopping.restore_best would put back the weights of epoch {best_epoch}, which it does not "
             "have, for early stopping was set otherwise; set restore_best: false",
         )
+
+
+def weights_put_back(snapshot: Snapshot) -> str | None:
+    """Say that a run which had stopped early with its best weights goes on from these; None when it did not."""
+    best, epoch = snapshot.best_model, snapshot.best_model_epoch
+    if best is None or epoch is None or epoch == snapshot.epoch or snapshot.partial is not None:
+        return None
+    states = zip(pytree.tree_leaves(snapshot.model), pytree.tree_leaves(best), strict=True)
+    if not all(torch.equal(one, other) if isinstance(one, Tensor) else one == other for one, other in states):
+        return None
+    return (
+        f"the checkpoint of epoch {snapshot.epoch} has the weights of epoch {epoch}, which early stopping put back; "
+        "what is trained after it begins with these"
+    )
 
 
 def _misfit(snapshot: Snapshot, why: str) -> CheckpointError:
