@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from torchrun_support import free_port
+
 USERS_FILE = """
 from pathlib import Path
 from engine_support import make_task
@@ -246,3 +248,27 @@ def test_a_loop_of_ones_own_that_torchrun_restarts_keeps_its_curve(job: Job) -> 
         for line in (job.output / "toy" / "tracking" / "epochs.jsonl").read_text().splitlines()
     ]
     assert [(one["epoch"], one["attempt"]) for one in shown] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+
+
+def test_ranks_whose_nodes_have_counted_other_restarts_find_each_other(job: Job) -> None:
+    """A node whose workers lived when another's died restarts them without counting it."""
+    job.write(epochs=1)
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            job.command(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=job.environment | place | {"RANK": rank, "TORCHELASTIC_RESTART_COUNT": restarts},
+        )
+        for rank, restarts in (("0", "1"), ("1", "0"))
+    ]
+    try:
+        told = [one.communicate(timeout=100)[0] for one in ranks]
+    finally:
+        for one in ranks:
+            one.kill()
+
+    assert [one.returncode for one in ranks] == [0, 0], told
+    assert "succeeded: all 1 epochs are done" in told[0]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ def test_a_snapshot_round_trips(tmp_path: Path) -> None:
     assert (again.epoch, again.optimizer, again.scheduler) == (3, snapshot.optimizer, None)
     assert again.records == snapshot.records
     assert (again.attempt, again.scaler, again.best) == (2, {"scale": 65536.0}, Best(0.25, 1))
+
+
+def test_weights_that_find_no_room_are_told_as_such(tmp_path: Path) -> None:
+    snapshot = dataclasses.replace(make_snapshot(), model={"weight": torch.zeros(100_000)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"model\.pt cannot be written, with [0-9]+ bytes free on its disk"):
+            snapshot.write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

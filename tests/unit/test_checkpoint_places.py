@@ -123,6 +123,8 @@ def test_a_write_that_fails_leaves_the_older_checkpoint(make: Make, tmp_path: Pa
     with pytest.raises(OSError, match="disk full"):
         checkpoints.save(Progress(2), torn, score=0.5, last=False)
 
+    # What a full disk has no room for must not take that of the words which say so.
+    assert not list(tmp_path.glob("*/.draft-*")) + list(tmp_path.glob("drafts/*"))
     assert checkpoints.names() == ("epoch-000001",)
     save(checkpoints, 2, 0.5)
     assert checkpoints.names() == ("epoch-000002", "epoch-000001")

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torchmetrics
+from torch.utils.data import Dataset, IterableDataset
+
+from curvewatch_workers import preemption
+from curvewatch_workers.checkpoint import FolderCheckpoints
+from curvewatch_workers.contract import WorkerEvent
 from curvewatch_workers.group import SoloGroup
+from curvewatch_workers.loop import Trainer
 from curvewatch_workers.preemption import GRACE_SECONDS, LOOK_SECONDS, MARGIN_SECONDS, Lookout, Notice
+from curvewatch_workers.task import TrainingTask
+from curvewatch_workers.testing import RecordingReporter
+from engine_support import make_spec, make_task
 
 
 class Cluster:
@@ -122,3 +136,56 @@ def test_nobody_looks_where_nobody_tells() -> None:
     assert not any(watch.must_save(10**9) for _ in range(100))
     watch.look_at_boundary()
     assert watch.notice is None
+
+
+class Stream(IterableDataset[Any]):
+    """A dataset in its order; it shards itself."""
+
+    def __init__(self, inner: Dataset[Any]) -> None:
+        self._inner = inner
+
+    def __len__(self) -> int:
+        return 50
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.shard(0, 1)
+
+    def shard(self, shard: int, shards: int) -> Iterator[Any]:
+        return (self._inner[index] for index in range(shard, 50, shards))
+
+
+def streaming_task() -> TrainingTask:
+    task = make_task()
+    assert isinstance(task.train, Dataset)
+    return make_task(model=task.model, optimizer=task.optimizer, train=Stream(task.train))
+
+
+def task_with_a_metric_that_is_no_sum() -> TrainingTask:
+    metric: Any = torchmetrics.classification.MulticlassAccuracy(num_classes=3)
+    return make_task(metrics={"accuracy": metric})
+
+
+@pytest.mark.parametrize("make", [streaming_task, task_with_a_metric_that_is_no_sum])
+@pytest.mark.parametrize("stays", [-100.0, 0.0, MARGIN_SECONDS / 2])
+def test_an_epoch_that_nobody_could_go_on_with_is_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], TrainingTask], stays: float
+) -> None:
+    monkeypatch.setattr(preemption, "LOOK_SECONDS", 0.0)
+    cluster, reporter = Cluster(), RecordingReporter()
+    cluster.notice = Notice(time.time() + stays, (0,))
+    trainer = Trainer(
+        run_id="toy",
+        attempt=1,
+        spec=make_spec(epochs=2, checkpoints={"min_interval_seconds": 0}),
+        task=make(),
+        group=SoloGroup(),
+        checkpoints=FolderCheckpoints(tmp_path, rank=0, keep=9),
+        reporter=reporter,
+        notices=cluster,
+    )
+
+    trainer.run(after_epoch=0)
+
+    events = [one.reason for one in reporter.messages if isinstance(one, WorkerEvent)]
+    assert events == ["preemption_notice"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-000001", "epoch-000002"]

@@ -402,3 +402,13 @@ def test_a_storage_that_fails_twice_at_one_step_does_not_end_the_run(tmp_path: P
     for _ in range(3):
         with pytest.raises(StorageError, match="could not be kept: no space left"):
             start(tmp_path, {"counter": str(counter)}, checkpoints=Full())
+
+
+def test_an_attempt_that_cannot_be_numbered_is_told_in_a_sentence(tmp_path: Path, counter: Path) -> None:
+    counter.write_text("0")
+    layout = RunLayout(str(tmp_path / "runs"), "toy-1")
+    layout.root.mkdir(parents=True)
+    layout.attempts.write_text("no folder")
+
+    with pytest.raises(StorageError, match=r"attempts cannot be written: .*; make room there"):
+        start(tmp_path, {"counter": str(counter)})

@@ -11,7 +11,9 @@ from torch.utils import _pytree as pytree
 class NoBestWeights:
     """Keeps nothing: of a job that does not ask for it, and of every rank but 0, which writes the checkpoints."""
 
-    def keep(self, model: nn.Module) -> None:
+    epoch = 0
+
+    def keep(self, model: nn.Module, epoch: int) -> None:
         """Keep nothing."""
 
     def put_back(self, model: nn.Module) -> None:
@@ -21,7 +23,7 @@ class NoBestWeights:
         """Return nothing."""
         return None
 
-    def load(self, state: dict[str, Any] | None) -> None:
+    def load(self, state: dict[str, Any] | None, epoch: int) -> None:
         """Load nothing."""
 
 
@@ -30,9 +32,12 @@ class BestWeights(NoBestWeights):
 
     def __init__(self) -> None:
         self._state: dict[str, Any] | None = None
+        self.epoch = 0
+        """The epoch that they are from; 0 when there are none."""
 
-    def keep(self, model: nn.Module) -> None:
-        """Copy the model's state."""
+    def keep(self, model: nn.Module, epoch: int) -> None:
+        """Copy the model's state after an epoch."""
+        self.epoch = epoch
         self._state = pytree.tree_map_only(Tensor, lambda one: one.detach().cpu().clone(), model.state_dict())
 
     def put_back(self, model: nn.Module) -> None:
@@ -44,6 +49,6 @@ class BestWeights(NoBestWeights):
         """Return what a checkpoint must keep."""
         return self._state
 
-    def load(self, state: dict[str, Any] | None) -> None:
+    def load(self, state: dict[str, Any] | None, epoch: int) -> None:
         """Go on from a checkpoint."""
-        self._state = state
+        self._state, self.epoch = state, epoch

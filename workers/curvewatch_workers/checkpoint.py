@@ -53,6 +53,8 @@ class Snapshot:
     model: dict[str, Any]
     """State of the unwrapped model."""
     optimizer: dict[str, Any]
+    optimizer_class: str | None = None
+    """Name of the optimizer's class; None in checkpoints that do not say."""
     scheduler: dict[str, Any] | None
     scaler: dict[str, Any] | None = None
     """State of the gradient scaler; None without one."""
@@ -60,23 +62,31 @@ class Snapshot:
     """State of the loss, of rank 0; None without any."""
     best_model: dict[str, Any] | None = None
     """State of the model at the best epoch; None unless the job wants it back when it stops early."""
+    best_model_epoch: int | None = 0
+    """The epoch that `best_model` is from, 0 without one; None in checkpoints that do not say."""
     best: Best | None
     """The best epoch so far; None when no epoch had a finite number."""
     records: tuple[EpochRecord, ...]
     """Every epoch so far, so that a later attempt can tell the service what it lacks."""
 
     def write(self, folder: Path) -> None:
-        """Write the snapshot into an existing empty folder; what says that it is whole comes last."""
-        torch.save(self.model, folder / MODEL_FILE)
+        """Write the snapshot into an existing empty folder; what says that it is whole comes last.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        _save(self.model, folder / MODEL_FILE)
         training = {
             "optimizer": self.optimizer,
+            "optimizer_class": self.optimizer_class,
             "scheduler": self.scheduler,
             "scaler": self.scaler,
             "loss": self.loss,
             "best_model": self.best_model,
+            "best_model_epoch": self.best_model_epoch,
             "partial": self.partial.state() if self.partial else None,
         }
-        torch.save(_plain(training), folder / TRAINING_FILE)
+        _save(_plain(training), folder / TRAINING_FILE)
         lines = (record.model_dump_json() + "\n" for record in self.records)
         (folder / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
         meta = {
@@ -123,17 +133,30 @@ class Snapshot:
                 attempt=meta["attempt"],
                 model=torch.load(folder / MODEL_FILE, map_location="cpu", weights_only=True),
                 optimizer=training["optimizer"],
+                optimizer_class=training.get("optimizer_class"),
                 scheduler=training["scheduler"],
                 scaler=training["scaler"],
-                # Checkpoints of this format have been written without.
+                # Checkpoints of this format have been written without what is only got.
                 loss=training.get("loss"),
                 best_model=training["best_model"],
+                best_model_epoch=training.get("best_model_epoch", None if training["best_model"] else 0),
                 partial=PartialEpoch.of_state(training["partial"]) if training["partial"] else None,
                 best=Best(**meta["best"]) if meta["best"] else None,
                 records=tuple(EpochRecord.model_validate_json(line) for line in lines),
             )
         except (OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
+
+
+def _save(state: Any, path: Path) -> None:
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:
+        # torch's writer tells of a full disk by a failed check of its own.
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path} cannot be written, with {free} bytes free on its disk: {_first_line(error)}"
+        ) from error
 
 
 def _plain(state: Any) -> Any:
@@ -260,7 +283,7 @@ class FolderCheckpoints:
 
     def names(self) -> tuple[str, ...]:
         """Name the checkpoints, the latest first."""
-        return newest_first(path.name for path in self._root.glob("epoch-*"))
+        return newest_first(path.name for path in self._root.glob("epoch-*") if path.is_dir())
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Path]:
@@ -276,9 +299,14 @@ class FolderCheckpoints:
         name = name_of(at)
         draft = self._beside(name, "draft")
         draft.mkdir(parents=True)
-        write(draft)
-        (draft / MARKER).write_text(mark(at, score), encoding="utf-8")
-        sync_folder(draft)
+        try:
+            write(draft)
+            (draft / MARKER).write_text(mark(at, score), encoding="utf-8")
+            sync_folder(draft)
+        except BaseException:
+            # On a full disk its room is needed to say why.
+            _delete(draft)
+            raise
         # There is one already when it could not be read, and the run went on from one before it.
         self._remove(name)
         draft.replace(self._root / name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import secrets
+import time
 from contextlib import AbstractContextManager
 from typing import Protocol, cast
 
@@ -16,11 +18,14 @@ import torch.distributed as dist
 # tensor while the interpreter ends, would sometimes abort the process.
 import torch.distributed.nn
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from curvewatch_workers.errors import TaskError
+
+_ANSWER = dt.timedelta(seconds=0.2)
+"""How long rank 0 waits for a rank that it has answered before it looks for another in its place."""
 
 
 class Group(Protocol):
@@ -154,12 +159,42 @@ def join_torchrun(*, gpu: bool, timeout: dt.timedelta = dt.timedelta(minutes=30)
         torch.cuda.set_device(device)
     if _launched_processes() > 1:
         store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
-        # torchrun's store lives on when it restarts the group, with the addresses of ranks that have gone.
-        own = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        own = own_part(store, rank, world_size, timeout)
         dist.init_process_group(
             "nccl" if gpu else "gloo", store=own, rank=rank, world_size=world_size, timeout=timeout
         )
     return group_of_process(device)
+
+
+def own_part(store: Store, rank: int, world_size: int, timeout: dt.timedelta) -> Store:
+    """Return a part of a store that these processes share, and no earlier ones have used. A collective call.
+
+    torchrun's store may live on when it restarts the group, with the addresses of ranks that have gone; and the agents
+    of several nodes may count its restarts differently, so that their count does not tell the groups apart.
+
+    Raises:
+        DistStoreError: A rank did not come within the timeout, which is the store's own as well.
+    """
+    me = secrets.token_hex(8)
+    if rank != 0:
+        store.set(f"curvewatch/here/{rank}", me)
+        part = store.get(f"curvewatch/part-of/{me}").decode()
+        store.set(f"{part}/taken/{rank}", "")
+        return PrefixStore(part, store)
+    part = f"curvewatch/{me}"
+    missing = set(range(1, world_size))
+    deadline = time.monotonic() + timeout.total_seconds()
+    while missing:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"ranks {sorted(missing)} did not come within {timeout}")
+        for other in sorted(missing):
+            # It may still be the name of a rank that has gone; then that of the new one comes.
+            name = store.get(f"curvewatch/here/{other}").decode()
+            store.set(f"curvewatch/part-of/{name}", part)
+            with contextlib.suppress(dist.DistStoreError):
+                store.wait([f"{part}/taken/{other}"], _ANSWER)
+                missing.remove(other)
+    return PrefixStore(part, store)
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -13,6 +13,9 @@ from curvewatch_workers.errors import StorageError
 from curvewatch_workers.storage import address_below
 from curvewatch_workers.worker import latest_submission
 
+_UNNAMED = "none"
+"""How torchrun calls every launch that was given no `--rdzv-id`, unless it is `--standalone`."""
+
 
 class Launch(NamedTuple):
     """One call of torchrun, with all its restarts of the worker group."""
@@ -23,10 +26,11 @@ class Launch(NamedTuple):
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Launch:
         """Return the launch that torchrun describes in the environment."""
-        return cls(
-            environment.get("TORCHELASTIC_RUN_ID", ""),
-            int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")),
-        )
+        name = environment.get("TORCHELASTIC_RUN_ID", "")
+        if name == _UNNAMED:
+            # The folder of its logs is its own: in it, each restart and rank has another file.
+            name = str(Path(environment.get("TORCHELASTIC_ERROR_FILE", "")).parent.parent.parent)
+        return cls(name, int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")))
 
 
 class Start(NamedTuple):
@@ -49,7 +53,7 @@ def begin(job: WorkerJob, launch: Launch, *, resume: bool, elsewhere: bool) -> S
         elsewhere: Whether `checkpoints.path` holds checkpoints of the run.
 
     Raises:
-        StorageError: The output folder cannot be made.
+        StorageError: The output folder cannot be made or written.
     """
     layout = RunLayout(job.storage_path, job.run_id)
     try:
@@ -73,7 +77,10 @@ def begin(job: WorkerJob, launch: Launch, *, resume: bool, elsewhere: bool) -> S
             f"{where} holds an earlier run; go on with it by --resume, or name another folder with {remedy}"
         )
         return Start(0, refusal)
-    note.write_text(json.dumps([launch.name, before + 1]), encoding="utf-8")
+    try:
+        note.write_text(json.dumps([launch.name, before + 1]), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{note} cannot be written: {error.strerror}; make room there") from error
     return Start(before + 1, None)
 
 

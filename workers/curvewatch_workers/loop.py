@@ -41,7 +41,13 @@ from curvewatch_workers.preemption import LOOK_SECONDS, Lookout, Notices
 from curvewatch_workers.probe import require_smallest_share
 from curvewatch_workers.ranking import require_ranking
 from curvewatch_workers.reporter import Reporter
-from curvewatch_workers.resuming import read_latest, restore
+from curvewatch_workers.resuming import (
+    read_latest,
+    require_best_weights,
+    require_measured_before,
+    restore,
+    weights_put_back,
+)
 from curvewatch_workers.saving import Saving
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.sources import source_of_task
@@ -181,10 +187,17 @@ class Trainer:
             self._tell("checkpoint_unreadable", damage)
         if snapshot is None:
             return Progress(0)
+        require_measured_before(snapshot, self._spec)
         restore(snapshot, self._task, self._model, self._step.scaler)
+        put_back = weights_put_back(snapshot)
+        if put_back is not None:
+            self._tell("best_weights_trained_on", put_back)
         for record in snapshot.records:
             self._plateau = self._stopper.should_stop(record)
-        self._best.load(snapshot.best_model)
+        best_epoch = self._stopper.best_epoch
+        if self._spec.policy.restores_best:
+            require_best_weights(snapshot, best_epoch)
+        self._best.load(snapshot.best_model, best_epoch)
         self._records = snapshot.records
         self._partial = snapshot.partial.on(self._group.device) if snapshot.partial else None
         # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
@@ -212,7 +225,7 @@ class Trainer:
             self._step_schedule(record)
             self._plateau = self._stopper.should_stop(record)
             if self._stopper.is_best(record):
-                self._best.keep(self._model)
+                self._best.keep(self._model, record.epoch)
             ending = ending_after(self._records, self._spec, reduced.control, self._plateau)
             if max(record.rank_seconds) > LOOK_SECONDS:
                 self._lookout.look_at_boundary()
@@ -299,7 +312,7 @@ class Trainer:
             self._step.take(model, batch, totals, counter)
             self._step_schedule(None)
             self.position = Position(epoch, "train", number)
-            must_save = self._lookout.must_save(to_boundary - number)
+            must_save = self._lookout.must_save(None if to_boundary is None else to_boundary - number)
             self._tell_of_notice()
             if must_save:
                 totals.flush()
@@ -344,15 +357,15 @@ class Trainer:
         )
         self._saving.within_epoch(self._records, partial)
 
-    def _steps_to_boundary(self, epoch: int) -> int:
+    def _steps_to_boundary(self, epoch: int) -> int | None:
         """Return the steps from the beginning of an epoch until a checkpoint can be taken after it.
 
-        Validation counts as if its samples took as long. 0 where no checkpoint can be taken before: nobody can go
+        Validation counts as if its samples took as long. None where no checkpoint can be taken before: nobody can go
         on in the middle of a stream, nor with a metric that is no sum.
         """
         steps = self._train_feed.steps_of(epoch)
         if steps is None or self._foreign["train"]:
-            return 0
+            return None
         return steps - (
             -self._validation_feed.expected(epoch).samples // self._spec.training.global_batch_size
         )

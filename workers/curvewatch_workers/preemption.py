@@ -70,12 +70,12 @@ class Lookout:
         self.answered = False
         """Whether a checkpoint has been taken since."""
 
-    def must_save(self, steps_to_boundary: int) -> bool:
+    def must_save(self, steps_to_boundary: int | None) -> bool:
         """Tell, after each step, whether to take a checkpoint now: the same on each rank.
 
         Args:
             steps_to_boundary: Steps until the next checkpoint could be taken; those of a validation pass count, as
-                if they were as slow.
+                if they were as slow. None where nobody could go on from one that is taken now.
         """
         self._steps += 1
         self.is_new = False
@@ -87,7 +87,7 @@ class Lookout:
         """Look once more after an epoch that took longer than the pause between two looks."""
         self.is_new = False
         if self._notices is not None:
-            self._look(self._notices, 0)
+            self._look(self._notices, None)
 
     def saved(self) -> None:
         """Note that a checkpoint was taken."""
@@ -100,7 +100,7 @@ class Lookout:
         deadline = self.notice.deadline
         return (self._first_seen + GRACE_SECONDS if deadline is None else deadline) - self._now()
 
-    def _look(self, notices: Notices, steps_to_boundary: int) -> bool:
+    def _look(self, notices: Notices, steps_to_boundary: int | None) -> bool:
         notice = notices.latest()
         if notice != self.notice:
             self.notice, self.is_new, self.answered = notice, notice is not None, False
@@ -110,7 +110,12 @@ class Lookout:
         pace = (time_now - last_time) / taken
         self._last = (self._steps, time_now)
         left, waits = self.seconds_left(), self.notice is not None and not self.answered
-        save = waits and left is not None and pace * steps_to_boundary + MARGIN_SECONDS > left
+        save = (
+            waits
+            and left is not None
+            and steps_to_boundary is not None
+            and pace * steps_to_boundary + MARGIN_SECONDS > left
+        )
         # With an eye on a deadline the looks come closer together.
         pause = LOOK_SECONDS / 5 if waits else LOOK_SECONDS
         # A few quick steps say little of those to come.

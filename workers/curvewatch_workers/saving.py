@@ -132,8 +132,10 @@ class Saving:
             problem = self._checkpoints.save(at, snapshot.write, score=score, last=last)
         except CheckpointLostError as error:
             problem = lost = str(error)
-        except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk by the latter
-            raise StorageError(f"a checkpoint could not be kept: {error}") from error
+        except (OSError, RuntimeError) as error:
+            raise StorageError(
+                f"a checkpoint could not be kept: {error}; make room, or mend the storage"
+            ) from error
         self._lookout.saved()
         if problem is not None:
             self._tell("checkpoint_not_kept", problem)
@@ -148,10 +150,12 @@ class Saving:
             attempt=self._attempt,
             model=self._model.state_dict(),
             optimizer=self._task.optimizer.state_dict(),
+            optimizer_class=type(self._task.optimizer).__name__,
             scheduler=scheduler.state_dict() if scheduler is not None else None,
             scaler=self._scaler.state_dict() if self._scaler.is_enabled() else None,
             loss=(loss.state_dict() or None) if isinstance(loss, nn.Module) else None,
             best_model=self._best.state(),
+            best_model_epoch=self._best.epoch,
             best=best_of(records, self._spec.checkpoints.best),
             records=tuple(records),
         )

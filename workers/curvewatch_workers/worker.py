@@ -308,13 +308,22 @@ def _task_ending(error: WorkersError) -> WorkerEnding:
 
 
 def _claim_attempt(layout: RunLayout, group: Group, submission: int) -> int:
-    """Number this start of the worker group: rank 0 creates the attempt's file, which only one can."""
+    """Number this start of the worker group: rank 0 creates the attempt's file, which only one can.
+
+    Raises:
+        StorageError: On rank 0: it cannot be written.
+    """
     number = 0
     if group.rank == 0:
-        layout.attempts.mkdir(parents=True, exist_ok=True)
-        number = 1 + latest_attempt(layout)
-        while not _create(layout.attempts / f"{number:06d}", str(submission)):
-            number += 1
+        try:
+            layout.attempts.mkdir(parents=True, exist_ok=True)
+            number = 1 + latest_attempt(layout)
+            while not _create(layout.attempts / f"{number:06d}", str(submission)):
+                number += 1
+        except OSError as error:
+            raise StorageError(
+                f"{layout.attempts} cannot be written: {error.strerror}; make room there, or mend the storage"
+            ) from error
     claimed = torch.tensor(number, dtype=torch.int64, device=group.device)
     group.broadcast(claimed)
     return int(claimed)
