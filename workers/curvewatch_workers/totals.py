@@ -28,7 +28,8 @@ class Totals:
     """The sums of one split on one rank.
 
     Small batches are kept and summed many at a time: there a kernel's launch costs more than its work, and the
-    sums are the same. Nothing is copied for it, and nothing is read.
+    sums are the same. Nothing is copied for it, and nothing is read: what comes in memory that the batch before had
+    (a view of a parameter, a tensor that the model fills in each call) is summed at once.
 
     Args:
         loss: The loss that is summed.
@@ -57,6 +58,7 @@ class Totals:
         self._kept: list[_Batch] = []
         self._shape: torch.Size | None = None
         self._room = 0
+        self._before: tuple[Tensor, Tensor] | None = None
         self._tried: set[torch.Size] = set()
 
     @classmethod
@@ -85,10 +87,15 @@ class Totals:
             self._make_room(outputs, targets)
         self._kept.append((loss, outputs, targets))
         if len(self._kept) >= self._room:
-            self.flush()
+            self._sum_kept()
 
     def flush(self) -> None:
         """Sum what is kept; to be called when the pass ends."""
+        self._sum_kept()
+        # Each pass begins alike: the same batches give the same bits.
+        self._before = None
+
+    def _sum_kept(self) -> None:
         kept, self._kept, self._shape = self._kept, [], None
         for _, group in groupby(kept, key=_kind):
             alike = list(group)
@@ -100,12 +107,16 @@ class Totals:
 
     def _make_room(self, outputs: Tensor, targets: Tensor) -> None:
         """Sum what has another shape, and tell how many batches of this one can be kept."""
-        self.flush()
+        self._sum_kept()
         self._shape = outputs.shape
         # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
         size = outputs.untyped_storage().nbytes() + targets.nbytes
         joins = outputs.shape[:1] == targets.shape[:1]
-        self._room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1)) if joins else 0
+        room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1))
+        before, self._before = self._before, (outputs, targets) if room > 1 else None
+        # Held until now, what was before has its memory still: who has the same was given it again.
+        fresh = before is not None and not any(map(_share_memory, before, (outputs, targets)))
+        self._room = room if joins and fresh else 0
         if self._shape not in self._tried:
             self._tried.add(self._shape)
             self._try(outputs, targets)
@@ -141,6 +152,10 @@ class Totals:
             metric.update(part, outputs, targets)
         if self._foreign is not None:
             self._foreign.add(outputs, targets)
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _detached(loss: BatchLoss) -> BatchLoss:
