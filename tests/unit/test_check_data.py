@@ -64,6 +64,36 @@ def test_samples_that_are_no_tensors_are_compared_or_left_alone(
     assert ["23 of 23 validation samples" in one.message for one in report.findings] == [True] * bool(shared)
 
 
+SAMPLED = (
+    "from torch.utils.data import DataLoader, SubsetRandomSampler\n"
+    "    rows = Rows([(torch.randn(4), i % 3 if i < 60 else 7) for i in range(73)])\n"
+    "    loader = lambda drawn, size: DataLoader(rows, batch_size=size, sampler=SubsetRandomSampler(drawn))\n"
+)
+
+
+def test_one_dataset_may_be_split_by_samplers(tmp_path: Path) -> None:
+    # Nor is a label looked at that no epoch draws.
+    report = report_of(
+        tmp_path,
+        f"{SAMPLED}    return task(train=loader(range(40), 16), validation=loader(range(40, 60), 16))",
+        workers=1,
+    )
+
+    assert told(report) == []
+
+
+def test_samplers_that_draw_the_same_are_told(tmp_path: Path) -> None:
+    report = report_of(
+        tmp_path,
+        f"{SAMPLED}    return task(train=loader(range(40), 16), validation=loader(range(35, 73), 16))",
+        workers=1,
+    )
+
+    labels, shared = (message for _, message in told(report))
+    assert "TrainingTask.validation has labels that are no class of the model (7)" in labels
+    assert "5 of 38 validation samples" in shared
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_length_that_no_sample_answers_for_is_told(tmp_path: Path, split: str) -> None:
     report = report_of(tmp_path, f"return task({split}=Rows(list(data(49, 3)), length=60))")

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from curvewatch_workers.data import Batch, ShareLoader
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.seeds import seeded
 from curvewatch_workers.sources import ShardedIterable, Source
 
 MOST_SAMPLES = 20_000
-"""Of each split; in large data, samples at equal distances."""
+"""Of each split, or of what its sampler draws in an epoch; in large data, samples at equal distances."""
 _BATCH = 256
 _FIRST = 16
 """Samples of a stream's shards that are compared."""
@@ -160,7 +161,9 @@ def _batches(source: Source) -> Iterator[Batch]:
 
 
 def _looked_at(source: Source) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.arange(0, source.size, -(-source.size // MOST_SAMPLES))
+    with seeded(0):
+        drawn = np.arange(source.size) if source.sampler is None else np.unique(source.order(0, 1))
+    return drawn[:: -(-len(drawn) // MOST_SAMPLES)]
 
 
 def _in_this_process(source: Source) -> Source:
