@@ -94,6 +94,22 @@ def test_samplers_that_draw_the_same_are_told(tmp_path: Path) -> None:
     assert "5 of 38 validation samples" in shared
 
 
+def test_the_processes_of_a_loader_are_not_forked_where_samples_were_read(tmp_path: Path) -> None:
+    # A file that was opened at the first sample would be open in each, at one position.
+    report = report_of(
+        tmp_path,
+        "class Here(Rows):\n"
+        "        def __getitem__(self, index):\n"
+        "            assert torch.utils.data.get_worker_info() is None\n"
+        "            return self.rows[index]\n"
+        "    loader = DataLoader(Here(list(data(40, 3))), batch_size=16, num_workers=1)\n"
+        "    return task(train=loader)",
+        workers=1,
+    )
+
+    assert told(report) == []
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_a_length_that_no_sample_answers_for_is_told(tmp_path: Path, split: str) -> None:
     report = report_of(tmp_path, f"return task({split}=Rows(list(data(49, 3)), length=60))")
