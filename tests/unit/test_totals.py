@@ -214,3 +214,33 @@ def test_small_batches_are_summed_many_at_a_time() -> None:
 
     # The shape is tried, the first batch stands alone, the others are one.
     assert counting.calls == 3
+
+
+def test_a_metric_that_writes_into_the_outputs_is_given_each_once() -> None:
+    def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.sigmoid_().round() == targets
+
+    totals, sums = new(Loss(nn.MSELoss()), (as_sum_metric(hits),))
+    for _ in range(10):
+        totals.add(
+            BatchLoss(torch.zeros(4), None), torch.tensor([-2.0, -1.0, 1.0, 2.0]), torch.tensor([0, 0, 1, 1])
+        )
+    totals.flush()
+
+    assert sums[Totals.FIXED :].tolist() == [40.0, 40.0]
+
+
+def test_a_batch_that_is_summed_at_once_is_not_tried_before() -> None:
+    class Counting:
+        calls = 0
+
+        def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            self.calls += 1
+            return outputs[:, 0] - targets
+
+    counting = Counting()
+    totals, _ = new(Loss(nn.MSELoss()), (as_sum_metric(counting),))
+    for width in (1 << 17, 1 << 18):
+        totals.add(BatchLoss(torch.zeros(4), None), torch.zeros(4, width), torch.zeros(4))
+
+    assert counting.calls == 2

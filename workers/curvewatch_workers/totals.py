@@ -117,9 +117,10 @@ class Totals:
         # Held until now, what was before has its memory still: who has the same was given it again.
         fresh = before is not None and not any(map(_share_memory, before, (outputs, targets)))
         self._room = room if joins and fresh else 0
-        if self._shape not in self._tried:
+        if self._room > 1 and self._shape not in self._tried:
             self._tried.add(self._shape)
-            self._try(outputs, targets)
+            # A copy: what a metric writes into it, it would write once more when the batch is summed.
+            self._try(outputs.clone(), targets)
 
     @torch.no_grad()
     def _try(self, outputs: Tensor, targets: Tensor) -> None:
