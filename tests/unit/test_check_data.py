@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils.data import Dataset
 
 from check_support import report_of, told
+from curvewatch_workers import inspection
+from curvewatch_workers.sources import Source
 
 TEXTS = (
     "collate = lambda rows: ([text for text, _ in rows], torch.tensor([label for _, label in rows]))\n"
@@ -197,3 +201,33 @@ def test_a_model_that_needs_two_samples_is_not_asked_for_its_classes_with_one(tm
     )
 
     assert report_of(tmp_path, body, workers=1).findings == ()
+
+
+class Slow(Dataset[Any]):
+    """Takes a second for each sample, of a clock that the test reads."""
+
+    def __init__(self) -> None:
+        self.seconds, self.read = 0.0, list[int]()
+
+    def __len__(self) -> int:
+        return 50_000
+
+    def __getitem__(self, index: int) -> tuple[float, int]:
+        self.seconds += 1
+        self.read.append(index)
+        return float(index), 0
+
+
+def test_samples_that_take_long_are_looked_at_until_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr(inspection, "monotonic", lambda: slow.seconds)
+    train = Source(split="train", dataset=slow)
+
+    shared = inspection.shared_samples(train, Source(split="validation", dataset=slow))
+
+    number = int(inspection.MOST_SECONDS) + 1
+    assert len(slow.read) == 2 * number
+    # From everywhere in the data, and of equal splits the same.
+    assert max(slow.read) > 40_000
+    assert shared is not None
+    assert f"{number} of {number} validation samples that were read" in shared
