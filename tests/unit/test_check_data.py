@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils.data import Dataset
 
 from check_support import report_of, told
+from curvewatch_workers import inspection
+from curvewatch_workers.sources import Source
 
 TEXTS = (
     "collate = lambda rows: ([text for text, _ in rows], torch.tensor([label for _, label in rows]))\n"
@@ -62,6 +66,52 @@ def test_samples_that_are_no_tensors_are_compared_or_left_alone(
 
     assert report.good, told(report)
     assert ["23 of 23 validation samples" in one.message for one in report.findings] == [True] * bool(shared)
+
+
+SAMPLED = (
+    "from torch.utils.data import DataLoader, SubsetRandomSampler\n"
+    "    rows = Rows([(torch.randn(4), i % 3 if i < 60 else 7) for i in range(73)])\n"
+    "    loader = lambda drawn, size: DataLoader(rows, batch_size=size, sampler=SubsetRandomSampler(drawn))\n"
+)
+
+
+def test_one_dataset_may_be_split_by_samplers(tmp_path: Path) -> None:
+    # Nor is a label looked at that no epoch draws.
+    report = report_of(
+        tmp_path,
+        f"{SAMPLED}    return task(train=loader(range(40), 16), validation=loader(range(40, 60), 16))",
+        workers=1,
+    )
+
+    assert told(report) == []
+
+
+def test_samplers_that_draw_the_same_are_told(tmp_path: Path) -> None:
+    report = report_of(
+        tmp_path,
+        f"{SAMPLED}    return task(train=loader(range(40), 16), validation=loader(range(35, 73), 16))",
+        workers=1,
+    )
+
+    labels, shared = (message for _, message in told(report))
+    assert "TrainingTask.validation has labels that are no class of the model (7)" in labels
+    assert "5 of 38 validation samples" in shared
+
+
+def test_the_processes_of_a_loader_are_not_forked_where_samples_were_read(tmp_path: Path) -> None:
+    # A file that was opened at the first sample would be open in each, at one position.
+    report = report_of(
+        tmp_path,
+        "class Here(Rows):\n"
+        "        def __getitem__(self, index):\n"
+        "            assert torch.utils.data.get_worker_info() is None\n"
+        "            return self.rows[index]\n"
+        "    loader = DataLoader(Here(list(data(40, 3))), batch_size=16, num_workers=1)\n"
+        "    return task(train=loader)",
+        workers=1,
+    )
+
+    assert told(report) == []
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -151,3 +201,33 @@ def test_a_model_that_needs_two_samples_is_not_asked_for_its_classes_with_one(tm
     )
 
     assert report_of(tmp_path, body, workers=1).findings == ()
+
+
+class Slow(Dataset[Any]):
+    """Takes a second for each sample, of a clock that the test reads."""
+
+    def __init__(self) -> None:
+        self.seconds, self.read = 0.0, list[int]()
+
+    def __len__(self) -> int:
+        return 50_000
+
+    def __getitem__(self, index: int) -> tuple[float, int]:
+        self.seconds += 1
+        self.read.append(index)
+        return float(index), 0
+
+
+def test_samples_that_take_long_are_looked_at_until_it_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr(inspection, "monotonic", lambda: slow.seconds)
+    train = Source(split="train", dataset=slow)
+
+    shared = inspection.shared_samples(train, Source(split="validation", dataset=slow))
+
+    number = int(inspection.MOST_SECONDS) + 1
+    assert len(slow.read) == 2 * number
+    # From everywhere in the data, and of equal splits the same.
+    assert max(slow.read) > 40_000
+    assert shared is not None
+    assert f"{number} of {number} validation samples that were read" in shared

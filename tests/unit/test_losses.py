@@ -182,6 +182,9 @@ def test_a_users_loss_may_give_sum_and_weight(function: Callable[..., tuple[Tens
         (lambda o, t: o - t.unsqueeze(0), "stretched"),
         (lambda o, t: (o - t, torch.ones_like(o - t)), "stretched"),
         (nn.MSELoss(), "would stretch"),
+        (lambda _o, _t: None, "must give a tensor, .*got NoneType"),
+        (lambda o, _t: o.mean().item(), "must give a tensor, .*got float"),
+        (lambda o, _t: {"loss": o}, "must give a tensor, .*got dict"),
     ],
 )
 def test_what_no_loss_may_give_is_refused(loss: object, message: str) -> None:
@@ -233,6 +236,34 @@ def test_a_users_loss_may_take_a_structure_of_outputs() -> None:
     stretched: Any = {"mean": torch.zeros(4, 1)}
     with pytest.raises(TaskError, match=r"gave 16 values for outputs of shape \(4, 1\) and targets"):
         Loss(lambda outputs, targets: outputs["mean"] - targets)(stretched, torch.ones(4))
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.CrossEntropyLoss(), nn.NLLLoss()])
+def test_a_loss_of_torch_does_not_take_a_structure_of_outputs(loss: nn.Module) -> None:
+    outputs: Any = (torch.zeros(4, 2), torch.zeros(4))
+
+    with pytest.raises(
+        TaskError, match=r"Loss takes one tensor of outputs, .* a tuple; .* \(outputs, targets\)"
+    ):
+        Loss(loss)(outputs, torch.zeros(4, dtype=torch.int64))
+
+
+class Squeezing(nn.MSELoss):
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().forward(outputs.squeeze(1), targets)
+
+
+class OfFirst(nn.CrossEntropyLoss):
+    def forward(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().forward(outputs[0], targets)
+
+
+def test_a_loss_that_extends_one_of_torch_takes_the_outputs_it_likes() -> None:
+    assert Loss(Squeezing())(torch.ones(4, 1), torch.zeros(4)).sums.tolist() == [1.0] * 4
+    pair: Any = (torch.zeros(4, 2), torch.zeros(4))
+    assert Loss(OfFirst())(pair, torch.zeros(4, dtype=torch.int64)).sums.shape == (4,)
+    with pytest.warns(UserWarning, match="target size"), pytest.raises(TaskError, match="stretched"):
+        Loss(type("Own", (nn.MSELoss,), {})())(torch.ones(4, 1), torch.zeros(4))
 
 
 def test_half_precision_outputs_are_widened_and_double_ones_kept() -> None:

@@ -178,6 +178,7 @@ def test_a_loop_may_go_on_from_its_own_checkpoint() -> None:
         (lambda: next(meter().epochs()), r"write epochs\(20\)"),
         (lambda: meter().update("test", torch.zeros(()), *data()), "no split 'test'"),  # type: ignore[arg-type]
         (lambda: meter().update("train", torch.zeros(5), *data()), "one value for each sample"),
+        (lambda: meter().update("train", 0.5, *data()), "must give a tensor, .* got float"),  # type: ignore[arg-type]
         (lambda: list(meter().epochs(2)), "epoch 1 was not ended"),
     ],
 )

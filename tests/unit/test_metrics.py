@@ -288,6 +288,29 @@ def test_settings_that_make_no_sense_are_refused(make: Callable[[], object], mes
         make()
 
 
+@pytest.mark.parametrize("value", [None, 0.5, [True, False]])
+def test_a_metric_that_gives_no_tensor_is_refused(value: object) -> None:
+    def given(_outputs: Tensor, _targets: Tensor) -> Any:
+        return value
+
+    with pytest.raises(TaskError, match=f"metric given must give a tensor, .* got {type(value).__name__}"):
+        read(given, torch.zeros(2, 3), torch.zeros(2), 1, 2)
+
+
+@pytest.mark.parametrize("metric", [Accuracy(), F1(3), CalibrationError(), MeanAbsoluteError(), R2()])
+def test_a_metric_of_one_tensor_does_not_take_a_structure_of_outputs(metric: Metric) -> None:
+    outputs: Any = {"logits": torch.zeros(2, 3)}
+    sums = as_sum_metric(metric)
+
+    with pytest.raises(TaskError, match=f"{type(metric).__name__} takes one tensor of outputs, .* a dict; "):
+        sums.update(torch.zeros(sums.slots, dtype=torch.float64), outputs, torch.zeros(2))
+
+
+def test_soft_targets_are_refused_with_what_measures_them() -> None:
+    with pytest.raises(TaskError, match=r"function of your own, such as .*argmax\(1\)"):
+        read(Accuracy(), torch.zeros(5, 3), torch.zeros(5, 3).softmax(1), 1, 5)
+
+
 def test_a_metric_of_a_structure_of_outputs_may_give_as_many_values_as_there_are() -> None:
     def error(outputs: Any, targets: Tensor) -> Tensor:
         means: Tensor = outputs["mean"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -106,3 +108,23 @@ def test_a_model_that_comes_in_eval_mode_as_a_whole_trains() -> None:
 )
 def test_layers_whose_statistics_depend_on_the_share_are_known(layer: nn.Module, depends: bool) -> None:
     assert batch_statistics(nn.Sequential(layer)) == ["0"] * depends
+
+
+class Frozen(nn.Module):
+    """Keeps its statistics in train mode too, by its own word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+
+def test_a_model_may_keep_its_layers_in_eval_mode_itself() -> None:
+    model = Frozen()
+
+    assert batch_statistics(model) == []
+    assert (model.training, model.norm.training) == (True, True)

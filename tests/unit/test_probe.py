@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, get_worker_info
 
 from curvewatch_workers.batches import BatchPlan
 from curvewatch_workers.checkpoint import NoCheckpoints
@@ -182,3 +183,27 @@ def test_the_nearest_size_is_found_for_large_data_at_once() -> None:
     plan = BatchPlan(samples=100_000_001, global_batch_size=100)
 
     assert _size_that_works(plan, 8) is not None
+
+
+class OpenedLate(Dataset[Any]):
+    """Tells whether it was read in this process: a file that it opens then is shared by the processes forked later."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples, self.read_here = samples, False
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.read_here |= get_worker_info() is None
+        return torch.full((4,), float(index)), index % 3
+
+
+@pytest.mark.parametrize("data_workers", [0, 1])
+def test_samples_are_read_where_the_job_reads_them(data_workers: int) -> None:
+    dataset = OpenedLate(17)
+    task = dataclasses.replace(task_of(Views(), 17), train=dataset)
+
+    with pytest.raises(TaskError, match="cannot be trained on 0 samples"):
+        probe(task, world_size=2, data_workers=data_workers)
+    assert dataset.read_here is (data_workers == 0)

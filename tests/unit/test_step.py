@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 from curvewatch_workers.checkpoint import NoCheckpoints
 from curvewatch_workers.contract import EpochRecord, Outcome, WorkerEvent
 from curvewatch_workers.decisions import Ending
+from curvewatch_workers.errors import TaskError
 from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.task import TrainingTask
@@ -107,6 +108,21 @@ def test_weights_cost_one_small_reduction_a_step_and_plain_losses_none() -> None
     assert len(plain) == 2
     assert len(weighted) == 2 * (steps + 1)
     assert weighted.count(()) == 2 * steps
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_loss_must_give_weights_always_or_never(micro_batches: int) -> None:
+    # Who gives them takes part in a reduction that the ranks of others do not know of.
+    calls = []
+
+    def moody(outputs: Tensor, targets: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        calls.append(len(targets))
+        losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+        return losses if len(calls) % 2 else (losses, torch.ones_like(losses))
+
+    with pytest.raises(TaskError, match="gives weights with some batches and none with others"):
+        run(make_task(loss=moody), micro_batches=micro_batches)
+    assert len(calls) == 2
 
 
 def test_clipping_scales_the_gradient_to_the_norm() -> None:

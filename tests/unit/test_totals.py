@@ -168,3 +168,79 @@ def test_outputs_that_are_part_of_something_large_do_not_keep_it_in_memory(width
     del hidden, outputs
 
     assert (memory() is not None) is alive
+
+
+def test_outputs_whose_memory_is_used_again_are_summed_before_it_is() -> None:
+    # A view of a parameter, which the optimizer changes, or a tensor of the model's own that each call fills.
+    loss, metrics = Loss(nn.CrossEntropyLoss()), (as_sum_metric(Accuracy()),)
+    (totals, sums), (alone, truth) = new(loss, metrics), new(loss, metrics)
+    memory, targets = torch.zeros(3), torch.tensor([0, 1, 2, 2])
+    for step in range(20):
+        memory.copy_(torch.eye(3)[step % 3])
+        outputs = memory.expand(4, 3)
+        for one in (alone, totals):
+            one.add(loss(outputs, targets), outputs, targets)
+        alone.flush()
+    totals.flush()
+
+    assert torch.equal(sums[Totals.FIXED :], truth[Totals.FIXED :])
+
+
+def test_targets_whose_memory_is_used_again_are_summed_before_it_is() -> None:
+    loss, metrics = Loss(nn.CrossEntropyLoss()), (as_sum_metric(Accuracy()),)
+    totals, sums = new(loss, metrics)
+    targets = torch.zeros(4, dtype=torch.long)
+    for step in range(6):
+        outputs = torch.eye(3)[targets.fill_(step % 3)]
+        totals.add(loss(outputs, targets), outputs, targets)
+    totals.flush()
+
+    assert sums[Totals.FIXED :].tolist() == [24.0, 24.0, 0.0]
+
+
+def test_small_batches_are_summed_many_at_a_time() -> None:
+    class Counting:
+        calls = 0
+
+        def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            self.calls += 1
+            return outputs - targets
+
+    counting = Counting()
+    totals, _ = new(Loss(nn.MSELoss()), (as_sum_metric(counting),))
+    for _ in range(100):
+        totals.add(BatchLoss(torch.zeros(4), None), torch.zeros(4), torch.zeros(4))
+    totals.flush()
+
+    # The shape is tried, the first batch stands alone, the others are one.
+    assert counting.calls == 3
+
+
+def test_a_metric_that_writes_into_the_outputs_is_given_each_once() -> None:
+    def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.sigmoid_().round() == targets
+
+    totals, sums = new(Loss(nn.MSELoss()), (as_sum_metric(hits),))
+    for _ in range(10):
+        totals.add(
+            BatchLoss(torch.zeros(4), None), torch.tensor([-2.0, -1.0, 1.0, 2.0]), torch.tensor([0, 0, 1, 1])
+        )
+    totals.flush()
+
+    assert sums[Totals.FIXED :].tolist() == [40.0, 40.0]
+
+
+def test_a_batch_that_is_summed_at_once_is_not_tried_before() -> None:
+    class Counting:
+        calls = 0
+
+        def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            self.calls += 1
+            return outputs[:, 0] - targets
+
+    counting = Counting()
+    totals, _ = new(Loss(nn.MSELoss()), (as_sum_metric(counting),))
+    for width in (1 << 17, 1 << 18):
+        totals.add(BatchLoss(torch.zeros(4), None), torch.zeros(4, width), torch.zeros(4))
+
+    assert counting.calls == 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -89,12 +88,8 @@ def _targets(source: Source, seed: int) -> _Targets | None:
     if source.streams:
         return None
     indices = _spread(source.size)
-    options = dict(source.loader_options)
-    # Where the job reads in processes of its own, so does this: a file that is opened late must not be open
-    # already in the process that they are forked from.
-    options["num_workers"] = min(options.get("num_workers", 0), 1)
     try:
-        loader = ShareLoader(replace(source, loader_options=options), torch.device("cpu"))
+        loader = ShareLoader(source.for_a_look(), torch.device("cpu"))
         looks = [_look(loader, indices, seed) for _ in range(2)]
     except Exception:  # noqa: BLE001 - the user's dataset; the first step shows it with its place
         return None

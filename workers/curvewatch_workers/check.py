@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -77,7 +78,7 @@ class _Checker:
         names = (*metric_names(sums), *foreign)
         make_stopper(spec, names)
         require_ranking(spec.checkpoints.best, names)
-        sources = {split: source_of_task(split, task, spec, workers) for split in SPLITS}
+        sources = {split: _in_this_process(source_of_task(split, task, spec, workers)) for split in SPLITS}
         for source in sources.values():
             self._look_at_length(source)
         # Of a global batch smaller than the group the last rank has a sample; the first may have none.
@@ -221,6 +222,11 @@ class _Checker:
             lengths = (length for length in _shard_sizes(samples, workers) if length)
             smallest.append((min(length % size or size for length in lengths), workers))
         return min(smallest)
+
+
+def _in_this_process(source: Source) -> Source:
+    """Return it without the processes of a user's DataLoader: what was looked at here may be open in them."""
+    return replace(source, loader_options={})
 
 
 def _shard_sizes(samples: int, workers: int) -> set[int]:

@@ -104,9 +104,9 @@ class MapTrainFeed:
     """Shares of a map-style dataset."""
 
     def __init__(self, source: Source, training: TrainingSpec, group: Group) -> None:
-        self._training, self._group, self._size = training, group, source.size
+        self._source, self._training, self._group = source, training, group
         self._drawn = _Drawn(source, training.seed)
-        self._loader = ShareLoader(source, group.device, channels_last=training.channels_last)
+        self._loader = _share_loader(source, training, group)
 
     def plan(self, samples: int) -> BatchPlan:
         """Return the plan of an epoch of so many samples."""
@@ -116,9 +116,11 @@ class MapTrainFeed:
             micro_batches=self._training.micro_batches,
         )
 
-    def trial(self, samples: int) -> Batch:
-        """Return the first so many samples as a batch, loaded in this process."""
-        return self._loader.trial(np.arange(min(samples, self._size)))
+    def trials(self, most: int) -> list[Batch]:
+        """Return a batch of no sample, of the first, of the first two, and so on; loaded apart from the run's."""
+        loader = _share_loader(self._source.for_a_look(), self._training, self._group)
+        shares = [np.arange(min(samples, self._source.size)) for samples in range(most + 1)]
+        return list(loader.batches(lambda: iter(shares), seed=(self._training.seed,)))
 
     def steps_of(self, epoch: int) -> int:
         """Return the number of global batches."""
@@ -155,7 +157,7 @@ class MapValidationFeed:
     def __init__(self, source: Source, training: TrainingSpec, group: Group) -> None:
         self._training, self._group = training, group
         self._drawn = _Drawn(source, training.seed)
-        self._loader = ShareLoader(source, group.device, channels_last=training.channels_last)
+        self._loader = _share_loader(source, training, group)
         self._batch_size = _validation_batch_size(source, training, group)
 
     def batches(self, epoch: int) -> Iterator[Batch]:
@@ -248,6 +250,10 @@ class StreamValidationFeed:
 
 def _expected_of_stream(samples: int) -> SamplesSeen:
     return SamplesSeen(samples=samples, checksum=samples * index_checksum(np.zeros(1, np.int64)))
+
+
+def _share_loader(source: Source, training: TrainingSpec, group: Group) -> ShareLoader:
+    return ShareLoader(source, group.device, channels_last=training.channels_last)
 
 
 def _stream_loader(source: Source, batch_size: int, training: TrainingSpec, group: Group) -> StreamLoader:

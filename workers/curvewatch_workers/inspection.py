@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from time import monotonic
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from curvewatch_workers.batches import Indices
 from curvewatch_workers.data import Batch, ShareLoader
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.seeds import seeded
 from curvewatch_workers.sources import ShardedIterable, Source
 
 MOST_SAMPLES = 20_000
-"""Of each split; in large data, samples at equal distances."""
-_BATCH = 256
+"""Of each split, or of what its sampler draws in an epoch; in large data, samples at equal distances."""
+MOST_SECONDS = 30.0
+"""Of each look through a split; what is read by then are samples from everywhere in it."""
+_BATCH = 64
 _FIRST = 16
 """Samples of a stream's shards that are compared."""
 
@@ -148,19 +153,29 @@ def _told(digest: hashlib.blake2b, value: object) -> Iterator[bool]:
 
 
 def _digests(source: Source) -> Iterator[bytes | None]:
-    for index in _looked_at(source):
+    for index in _until_late(_looked_at(source)):
         yield digest_of(source.dataset[int(index)])
 
 
 def _batches(source: Source) -> Iterator[Batch]:
     loader = ShareLoader(_in_this_process(source), torch.device("cpu"))
     indices = _looked_at(source)
-    for start in range(0, len(indices), _BATCH):
+    for start in _until_late(range(0, len(indices), _BATCH)):
         yield loader.trial(indices[start : start + _BATCH])
 
 
-def _looked_at(source: Source) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.arange(0, source.size, -(-source.size // MOST_SAMPLES))
+def _looked_at(source: Source) -> Indices:
+    with seeded(0):
+        drawn = np.arange(source.size) if source.sampler is None else np.unique(source.order(0, 1))
+    return np.random.default_rng(0).permutation(drawn[:: -(-len(drawn) // MOST_SAMPLES)])
+
+
+def _until_late(parts: Iterable[int]) -> Iterator[int]:
+    late = monotonic() + MOST_SECONDS
+    for part in parts:
+        yield part
+        if monotonic() > late:
+            return
 
 
 def _in_this_process(source: Source) -> Source:

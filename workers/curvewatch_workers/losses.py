@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from curvewatch_workers.errors import TaskError
-from curvewatch_workers.shapes import require_unstretched
+from curvewatch_workers.shapes import require_one_tensor, require_tensor, require_unstretched
 
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
 _BY_CLASS = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -57,7 +57,9 @@ class Loss:
     def __init__(self, loss: object, *, ignores_targets: bool = False) -> None:
         self._loss, self._sum_rows = _unreduced(loss)
         self._call = _directly(self._loss)
-        self._elementwise = isinstance(loss, _ELEMENTWISE)
+        # One that extends them may take its outputs as it likes.
+        self._elementwise = type(loss) in _ELEMENTWISE
+        self._of_torch = self._elementwise or type(loss) in _BY_CLASS
         self._by_class = isinstance(loss, _BY_CLASS)
         self._class_weights: Tensor | None = getattr(loss, "weight", None) if self._by_class else None
         if self._class_weights is not None and bool((self._class_weights < 0).any()):
@@ -87,6 +89,8 @@ class Loss:
         Raises:
             TaskError: The loss does not give what a `LossFunction` must.
         """
+        if self._of_torch:
+            require_one_tensor(type(self._loss).__name__, outputs)
         if self._elementwise and outputs.shape != targets.shape:
             raise TaskError(
                 f"{type(self._loss).__name__} compares outputs of shape {tuple(outputs.shape)} with targets of "
@@ -105,6 +109,7 @@ class Loss:
         """
         if isinstance(returned, tuple):
             return _pair(returned, outputs, targets)
+        require_tensor("the loss", returned)
         if returned.dim() == 1 and returned.size(0) == targets.size(0):
             if not self._by_class or (targets.dim() == 1 and not self._weighted):
                 return BatchLoss(returned, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,10 +95,27 @@ def to_train_mode(model: nn.Module, resting: Iterable[nn.Module]) -> None:
         layer.training = False
 
 
+@contextlib.contextmanager
+def as_in_training(model: nn.Module) -> Iterator[None]:
+    """Put a model in train mode, but for the layers that rest; afterwards each layer has its mode again."""
+    modes = [(layer, layer.training) for layer in model.modules()]
+    to_train_mode(model, resting_layers(model).values())
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
+
+
 def batch_statistics(model: nn.Module) -> list[str]:
     """Return the names of layers whose statistics are those of one rank's share."""
-    resting = resting_layers(model)
-    return [name for name, layer in model.named_modules() if _takes_statistics(layer, rests=name in resting)]
+    # A model may keep some in eval mode by a `train` of its own.
+    with as_in_training(model):
+        return [
+            name
+            for name, layer in model.named_modules()
+            if _takes_statistics(layer, rests=not layer.training)
+        ]
 
 
 def remarks(model: nn.Module, world_size: int) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from curvewatch_workers.data import Batch
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.feeds import MapTrainFeed
 from curvewatch_workers.forward import Forward
-from curvewatch_workers.model import resting_layers, to_train_mode
+from curvewatch_workers.model import as_in_training
 
 _SURE = 2
 """Samples that every model takes that takes any."""
@@ -37,7 +37,7 @@ def require_smallest_share(
     if not small:
         return
     try:
-        batches = [feed.trial(rows) for rows in range(_SURE + 1)]
+        batches = feed.trials(_SURE)
     except Exception:  # noqa: BLE001 - the user's dataset; the first step shows it with its place
         return
     troubles = {batch.samples: _trouble(model, forward, batch) for batch in batches}
@@ -54,10 +54,8 @@ def _trouble(model: nn.Module, forward: Forward, batch: Batch) -> Exception | No
     # Themselves, not their names: a model may make others on its way.
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = [batch.targets.device] if batch.targets.device.type == "cuda" else []
-    modes = [(layer, layer.training) for layer in model.modules()]
-    to_train_mode(model, resting_layers(model).values())
     try:
-        with torch.random.fork_rng(devices):
+        with as_in_training(model), torch.random.fork_rng(devices):
             outputs = forward.outputs(model, batch)
             torch.autograd.backward(forward.loss(outputs, batch).sums.sum())
     except Exception as error:  # noqa: BLE001 - whatever the user's model raises
@@ -66,8 +64,6 @@ def _trouble(model: nn.Module, forward: Forward, batch: Batch) -> Exception | No
         model.zero_grad(set_to_none=True)
         for buffer, before in buffers:
             buffer.copy_(before)
-        for layer, training in modes:
-            layer.training = training
     return None
 
 

@@ -6,7 +6,7 @@ Settings of a DataLoader are respected or refused with the reason, and never sil
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -71,6 +71,15 @@ class Source:
     def size(self) -> int:
         """Samples of the dataset."""
         return len(cast("Sized", self.dataset))
+
+    def for_a_look(self) -> Source:
+        """Return it for a few samples: loaded in one process where the job has such, and else in this one.
+
+        A file that is opened late must not be open already in the process that those of the run are forked from:
+        they would share its position.
+        """
+        options = {**self.loader_options, "num_workers": min(self.loader_options.get("num_workers", 0), 1)}
+        return replace(self, loader_options=options)
 
     def order(self, seed: int, epoch: int) -> Indices:
         """Return the indices that an epoch draws, in order, the same on each rank. Not for streams."""

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from curvewatch_workers.batches import IndexCounter
 from curvewatch_workers.contract import JobSpec
+from curvewatch_workers.errors import TaskError
 from curvewatch_workers.feeds import GlobalBatch
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.group import Group, without_sync
@@ -45,6 +46,7 @@ class OptimizerStep:
         self._looks = spec.policy.on_nonfinite == "skip_step" or self.scaler.is_enabled()
         self._kind: object = None
         self._last_factors = torch.empty(0)
+        self._weighted: bool | None = None
         self.begin_epoch()
 
     def begin_epoch(self, last_step: Mapping[str, Any] | None = None) -> None:
@@ -79,6 +81,9 @@ class OptimizerStep:
             batch: This rank's shares of it.
             totals: Take in losses and metrics.
             counter: Takes in the samples.
+
+        Raises:
+            TaskError: The loss gives weights, and gave none before, or the other way round.
         """
         # The model's, not the optimizer's: a parameter that the optimizer leaves alone has a gradient too.
         self._model.zero_grad(set_to_none=True)
@@ -88,6 +93,7 @@ class OptimizerStep:
             last = number == len(batch.micro_batches)
             with contextlib.nullcontext() if last else without_sync(model.wrapped):
                 loss = self._forward(model.train, micro, totals)
+                self._require_as_before(weighted=loss.weights is not None)
                 # As of their sum times the factor, which would cost a sum and a product, forwards and backwards.
                 torch.autograd.backward(loss.sums, self.scaler.scale(self._factors(loss.sums, factor)))
             if loss.weights is not None:
@@ -105,6 +111,16 @@ class OptimizerStep:
         if kind != self._kind:
             self._kind, self._last_factors = kind, torch.full_like(losses, factor, requires_grad=False)
         return self._last_factors
+
+    def _require_as_before(self, *, weighted: bool) -> None:
+        """Refuse a loss that gives weights at times: only some ranks would take part in the reduction of a step."""
+        if self._weighted not in (None, weighted):
+            raise TaskError(
+                "the loss gives weights with some batches and none with others, and the workers would wait for each "
+                "other for ever: let a function always return (sum, weight), or never; let all samples have a weight, "
+                "or none; beside class weights, let targets be all classes or all probabilities"
+            )
+        self._weighted = weighted
 
     def _divide_by(self, weight: Tensor, samples: int) -> None:
         """Divide the gradient by the global batch's weight instead of its samples; 0 where nothing weighs."""

@@ -24,7 +24,8 @@ class Totals:
     """The sums of one split on one rank.
 
     Small batches are kept and summed many at a time: there a kernel's launch costs more than its work, and the
-    sums are the same. Nothing is copied for it, and nothing is read.
+    sums are the same. Nothing is copied for it, and nothing is read: what comes in memory that the batch before had
+    (a view of a parameter, a tensor that the model fills in each call) is summed at once.
 
     Args:
         loss: The loss that is summed.
@@ -55,6 +56,7 @@ class Totals:
         self._kind: object = None
         self._room = 0
         self._tried: set[object] = set()
+        self._before: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def slots(cls, metrics: tuple[SumMetric, ...]) -> int:
@@ -89,10 +91,15 @@ class Totals:
         outputs_kept.append(outputs)
         targets_kept.append(targets)
         if len(losses) >= self._room:
-            self.flush()
+            self._sum_kept()
 
     def flush(self) -> None:
         """Sum what is kept; to be called when the pass ends."""
+        self._sum_kept()
+        # Each pass begins alike: the same batches give the same bits.
+        self._before = None
+
+    def _sum_kept(self) -> None:
         losses, weights, outputs, targets = self._kept
         self._kept, self._kind = ([], [], [], []), None
         if len(losses) == 1:
@@ -104,15 +111,20 @@ class Totals:
 
     def _make_room(self, kind: object, outputs: Tensor, targets: Tensor) -> None:
         """Sum what is of another kind, and tell how many batches of this one can be kept."""
-        self.flush()
+        self._sum_kept()
         self._kind = kind
         # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
         size = outputs.untyped_storage().nbytes() + targets.nbytes
         joins = outputs.shape[:1] == targets.shape[:1]
-        self._room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1)) if joins else 0
-        if kind not in self._tried:
+        room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1))
+        before, self._before = self._before, (outputs, targets) if room > 1 else None
+        # Held until now, what was before has its memory still: who has the same was given it again.
+        fresh = before is not None and not any(map(_share_memory, before, (outputs, targets)))
+        self._room = room if joins and fresh else 0
+        if self._room > 1 and kind not in self._tried:
             self._tried.add(kind)
-            self._try(outputs, targets)
+            # A copy: what a metric writes into it, it would write once more when the batch is summed.
+            self._try(outputs.clone(), targets)
 
     @torch.no_grad()
     def _try(self, outputs: Tensor, targets: Tensor) -> None:
@@ -146,6 +158,10 @@ class Totals:
             metric.update(part, outputs, targets)
         if self._foreign is not None:
             self._foreign.add(outputs, targets)
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _detached(loss: BatchLoss) -> BatchLoss:

@@ -11,6 +11,7 @@ from torch import Tensor
 from curvewatch_workers.contract import MetricTotals
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.metrics.protocol import LARGEST_VALUE, MetricReading, Sums, single
+from curvewatch_workers.shapes import require_one_tensor
 
 IGNORED_CLASS = -100
 """Target that no classification metric counts, as in torch's losses."""
@@ -55,14 +56,16 @@ class ClassMetric:
         """Read a batch.
 
         Raises:
-            TaskError: There is not one target for each row of logits.
+            TaskError: There is not one target for each row of logits, or the outputs are no tensor.
         """
+        require_one_tensor(type(self).__name__, outputs)
         logits, targets = _at_least_two(outputs, targets)
         if logits.dim() < 2 or logits.shape[:1] + logits.shape[2:] != targets.shape:
             raise TaskError(
                 f"{type(self).__name__} takes logits [batch, classes, ...] with targets [batch, ...], or one logit "
                 f"for each target, [batch] or [batch, 1, ...]; got outputs of shape {tuple(outputs.shape)} and targets "
-                f"of shape {tuple(targets.shape)}"
+                f"of shape {tuple(targets.shape)}; targets that are probabilities or several labels need a function of "
+                "your own, such as lambda outputs, targets: outputs.argmax(1) == targets.argmax(1)"
             )
         classes = logits.shape[1]
         # Of small types, arithmetic overflows and -100 is another number.

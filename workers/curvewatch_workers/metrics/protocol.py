@@ -12,7 +12,7 @@ from torch import Tensor
 
 from curvewatch_workers.contract import MetricTotals
 from curvewatch_workers.errors import TaskError
-from curvewatch_workers.shapes import require_unstretched
+from curvewatch_workers.shapes import require_one_tensor, require_tensor, require_unstretched
 
 Sums = npt.NDArray[np.float64]
 LARGEST_VALUE = 1e290
@@ -75,6 +75,7 @@ class MeanOfSamples:
             TaskError: The metric does not give one value, or one row of values, for each sample.
         """
         values = self._metric(outputs, targets)
+        require_tensor(f"metric {metric_name(self._metric)}", values)
         if values.dim() == 0 or len(values) != len(targets):
             raise TaskError(
                 f"metric {metric_name(self._metric)} must give one value for each sample: for a batch of "
@@ -109,8 +110,9 @@ def require_same_shape(name: str, outputs: Tensor, targets: Tensor) -> None:
     """Refuse shapes that torch would stretch to each other.
 
     Raises:
-        TaskError: They differ.
+        TaskError: They differ, or the outputs are no tensor.
     """
+    require_one_tensor(name, outputs)
     if outputs.shape != targets.shape:
         raise TaskError(
             f"{name} compares outputs of shape {tuple(outputs.shape)} with targets of shape "
