@@ -19,9 +19,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# What takes minutes: the death of each part of a run, checkpoints and trackers over restarts.
+# What takes minutes, most of them waiting: the death of each part of a run and of a node, checkpoints over restarts.
 test-long: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --long -m long tests/integration
+	$(BIN)/python -m pytest -n 3 --dist loadfile --long -m long tests/integration
 
 test-integration: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e

@@ -64,7 +64,7 @@ def undisturbed(line: Range) -> Finished:
     ("sample_seconds", "notice_seconds", "within"),
     [
         pytest.param(0.006, 60, False, id="after the epoch"),
-        pytest.param(0.02, 15, True, id="within the epoch"),
+        pytest.param(0.02, 20, True, id="within the epoch"),
     ],
 )
 def test_a_run_grows_onto_a_node_and_outlives_it(
