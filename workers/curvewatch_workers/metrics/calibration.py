@@ -39,7 +39,8 @@ class CalibrationError(ClassMetric):
 
     def update(self, sums: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add logits [batch, classes, ...] with their classes [batch, ...]."""
-        logits, true, kept = self._classified(outputs, targets)
+        batch = self._classified(outputs, targets)
+        logits, true, kept = batch
         confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
         # NaN logits have no confidence.
         counted = (kept & confidence.isfinite()).flatten()
@@ -50,7 +51,7 @@ class CalibrationError(ClassMetric):
         sums.index_put_(
             (where,), torch.cat([counted.double(), confidence.double(), right.double()]), accumulate=True
         )
-        sums[-1] += (kept & (true == logits.shape[1])).sum()
+        sums[-1] += batch.outside.sum()
 
     def read(self, sums: Sums) -> MetricReading:
         """Return the error.

@@ -27,6 +27,11 @@ class Classified(NamedTuple):
     kept: Tensor
     """Whether the target counts, shape [batch, ...]: it is not the ignored one."""
 
+    @property
+    def outside(self) -> Tensor:
+        """Whether a target that counts is no class, shape [batch, ...]."""
+        return self.kept & (self.true == self.logits.shape[1])
+
 
 class ClassMetric:
     """A metric that compares logits [batch, classes, ...] with labels [batch, ...] of any number type.
@@ -100,9 +105,9 @@ class ClassMean(ClassMetric):
 
     def update(self, sums: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Add logits [batch, classes, ...] with their classes [batch, ...]."""
-        logits, true, kept = self._classified(outputs, targets)
-        values = self._values(logits, true)
-        outside = kept & (true == logits.shape[1])
+        batch = self._classified(outputs, targets)
+        logits, true, kept = batch
+        values, outside = self._values(logits, true), batch.outside
         if values.dtype is torch.bool:
             # Hits need no look for what is not finite, and few kernels.
             rows = torch.stack([values & kept, kept, outside])
