@@ -1,12 +1,13 @@
 """The samples per second of a job beside a plain torchrun DDP script: ``python benchmarks/throughput.py``.
 
 The plain script is what one writes by hand: DataLoader, DistributedSampler, DDP, a loss and nothing else, no metric and
-no validation. The job is the whole engine with a reporter, receipts and accuracy. Both train the same convnet on the
-same random images under torchrun on two ranks; their runs are interleaved, and each round gives one ratio.
+no validation. The job is the whole engine with a reporter, receipts, accuracy and a validation pass of two samples.
+Both train the same convnet on the same random images, in the same two processes of one torchrun, in turn: in the middle
+of each epoch of the job the script trains two epochs of its own. Between processes the speed of a machine differs by
+more than what is looked for here; the script's second epoch by its first tells what is left of that.
 
-The same job also runs with a service that takes two seconds for each answer, and with one that cannot be reached: what
-it then loses to the job that only spools is what reporting costs. An epoch lasts from its start to that of the next, so
-that what happens between two is in it.
+The job also runs with a service that takes two seconds for each answer, and with one that cannot be reached. An epoch
+of the job lasts from its start to that of the next, without the script's, so that what happens between two is in it.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from curvewatch_workers.contract import Control, IngestAnswer
+from curvewatch_workers.contract import Control, EpochRecord, IngestAnswer
 from curvewatch_workers.testing import read_epochs
-from measuring import interleaved, quartiles, ratios, setting, torchrun
+from measuring import interleaved, quartiles, setting, torchrun
 
-RANKS, BATCH = 2, 32
-JOB_ALONE = "job, no service"
+BATCH = 32
+"""Samples of a batch on each rank."""
 ANSWER_SECONDS = 2.0
 
-MODEL = """
+SHARED = """
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -52,20 +53,6 @@ def make():
     )
     return model, data
 """
-JOB = """
-from torch import nn, optim
-from shared import make
-from torch.utils.data import Subset
-from curvewatch_workers.metrics import Accuracy
-from curvewatch_workers.task import TrainingTask
-
-def build():
-    model, data = make()
-    return TrainingTask(
-        model=model, train=data, validation=Subset(data, range(2)), loss=nn.CrossEntropyLoss(),
-        optimizer=optim.SGD(model.parameters(), lr=1e-3), metrics={"accuracy": Accuracy()},
-    )
-"""
 PLAIN = """
 import time
 import torch
@@ -75,25 +62,71 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from shared import make
 
-dist.init_process_group("gloo")
-model, data = make()
-model = DistributedDataParallel(model)
-sampler = DistributedSampler(data)
-loader = DataLoader(data, BATCH, sampler=sampler)
-optimizer, loss_function = optim.SGD(model.parameters(), lr=1e-3), nn.CrossEntropyLoss()
-starts = []
-for epoch in range(EPOCHS):
-    starts.append(time.perf_counter())
-    sampler.set_epoch(epoch)
-    for inputs, targets in loader:
-        loss = loss_function(model(inputs), targets)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-if dist.get_rank() == 0:
-    for start in starts:
-        print("epoch at", start)
-dist.destroy_process_group()
+class Script:
+    def __init__(self):
+        self.device = torch.device("DEVICE")
+        model, data = make()
+        model = model.to(self.device)
+        self.model = DistributedDataParallel(model) if dist.is_initialized() else model
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        self.sampler = DistributedSampler(data, ranks, rank)
+        self.loader = DataLoader(data, BATCH, sampler=self.sampler, pin_memory=self.device.type == "cuda")
+        self.optimizer, self.loss = optim.SGD(self.model.parameters(), lr=1e-3), nn.CrossEntropyLoss()
+        self.epochs = 0
+
+    def train_epoch(self):
+        start = time.perf_counter()
+        self.sampler.set_epoch(self.epochs)
+        for inputs, targets in self.loader:
+            inputs = inputs.to(self.device, non_blocking=True)
+            targets = targets.to(self.device, non_blocking=True)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                outputs = self.model(inputs)
+            loss = self.loss(outputs.float(), targets)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.epochs += 1
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+"""
+JOB = """
+import os
+import time
+import torch
+from torch import nn, optim
+from plain import Script
+from shared import make
+from torch.utils.data import Subset
+from curvewatch_workers.metrics import Accuracy
+from curvewatch_workers.task import TrainingTask
+
+STEPS = SAMPLES // (BATCH * int(os.environ["WORLD_SIZE"]))
+
+class ScriptBetween:
+    # Trains two epochs of the script after half of the steps of each epoch.
+    def __init__(self):
+        self.steps, self.script = 0, None
+
+    def __call__(self, *_):
+        self.steps += 1
+        if self.steps % STEPS == STEPS // 2:
+            start = time.perf_counter()
+            self.script = self.script or Script()
+            seconds = self.script.train_epoch(), self.script.train_epoch()
+            if os.environ["RANK"] == "0":
+                print("script", *seconds, time.perf_counter() - start)
+
+def build():
+    model, data = make()
+    optimizer = optim.SGD(model.parameters(), lr=1e-3)
+    optimizer.register_step_post_hook(ScriptBetween())
+    return TrainingTask(
+        model=model, train=data, validation=Subset(data, range(2)), loss=nn.CrossEntropyLoss(), optimizer=optimizer,
+        metrics={"accuracy": Accuracy()},
+    )
 """
 REPORTING = """
 import datetime as dt
@@ -109,7 +142,7 @@ job = WorkerJob(run_id=spec.name, submission=1, spec=spec, storage_path=output, 
 token = RunLayout(output, job.run_id).ingest_token
 token.parent.mkdir(exist_ok=True)
 token.write_text("token")
-run_job(job, folder, gpu=False)
+run_job(job, folder, gpu=GPU)
 if os.environ["RANK"] == "0":
     print("ended at", dt.datetime.now(dt.timezone.utc).timestamp())
 """
@@ -158,94 +191,108 @@ def unreachable_service() -> Iterator[str]:
 
 @dataclass
 class Bench:
-    """The folder of the scripts, and what their runs leave beside the seconds of an epoch."""
+    """The folder of the scripts, and what the runs of the job measured, by its service."""
 
     folder: Path
+    ranks: int
+    job: dict[str, list[float]] = field(default_factory=dict)
+    """Seconds of each epoch of the job by those of the two epochs of the script beside it."""
+    script: list[float] = field(default_factory=list)
+    """Seconds of each second epoch of the script by those of the first."""
+    rate: list[float] = field(default_factory=list)
+    """Seconds of each epoch of the script."""
     after: dict[str, list[float]] = field(default_factory=dict)
-    """Seconds from the end of the last epoch to the end of the job, by service, of each run."""
+    """Seconds from the end of the last epoch to the end of the job, of each run."""
 
-    def plain(self) -> float:
-        """Run the plain script; return the seconds of an epoch."""
-        printed = torchrun(RANKS, str(self.folder / "plain.py"), folder=self.folder)
-        return _epoch_seconds([float(start) for start in re.findall(r"epoch at (\S+)", printed)])
-
-    def job(self, service: str, url: str) -> float:
-        """Run the job with a service, or none; return the seconds of an epoch.
-
-        Its validation pass of two samples is in them.
-        """
+    def run(self, service: str, url: str) -> float:
+        """Run the job with a service, or none; return its seconds."""
+        clock = time.perf_counter()
         with tempfile.TemporaryDirectory() as output:
             script = str(self.folder / "reporting.py")
-            printed = torchrun(RANKS, script, str(self.folder), output, url, folder=self.folder)
+            printed = torchrun(self.ranks, script, str(self.folder), output, url, folder=self.folder)
             (spool,) = Path(output).glob("*/spool/attempt-*.jsonl")
-            records = read_epochs(spool)
+            self._take(service, printed, read_epochs(spool))
+        return time.perf_counter() - clock
+
+    def _take(self, service: str, printed: str, records: list[EpochRecord]) -> None:
+        starts = [record.started_at.timestamp() for record in records]
+        beside = [
+            tuple(map(float, line.split())) for line in re.findall(r"^script (.+)", printed, re.MULTILINE)
+        ]
+        # The first epoch warms up, the last is followed by none.
+        measured = list(zip(itertools.pairwise(starts), beside, strict=False))[1:]
+        for (start, end), (first, second, whole) in measured:
+            self.job.setdefault(service, []).append((end - start - whole) / ((first + second) / 2))
+            self.script.append(second / first)
+            self.rate += [first, second]
         (ended,) = re.findall(r"ended at (\S+)", printed)
-        end = dt.datetime.fromtimestamp(float(ended), dt.UTC)
-        self.after.setdefault(service, []).append((end - records[-1].finished_at).total_seconds())
-        return _epoch_seconds([record.started_at.timestamp() for record in records])
+        end_of_job = dt.datetime.fromtimestamp(float(ended), dt.UTC)
+        self.after.setdefault(service, []).append((end_of_job - records[-1].finished_at).total_seconds())
+
+    def print_tables(self, samples: int) -> None:
+        """Print what was measured."""
+        print(
+            "| | samples per second, by the script's | seconds from the last epoch to the end |\n|---|---|---|"
+        )
+        print(f"| the script's second epoch, by its first | {_faster(self.script)} | |")
+        for service, by_script in self.job.items():
+            print(f"| {service} | {_faster(by_script)} | {statistics.median(self.after[service]):.1f} |")
+        print(f"\nThe script trained {samples / statistics.median(self.rate):.0f} samples a second.")
+        print(f"The slow service gave {SlowService.answers} answers in all runs.")
 
 
-def _epoch_seconds(starts: list[float]) -> float:
-    """Return the median seconds from one start to the next; the first epoch warms up."""
-    return statistics.median(after - before for before, after in itertools.pairwise(starts[1:]))
+def _faster(seconds: list[float]) -> str:
+    return str(quartiles([1 / each for each in seconds]))
 
 
-def write_scripts(folder: Path, samples: int, epochs: int) -> None:
+def write_scripts(folder: Path, *, samples: int, epochs: int, ranks: int, device: str) -> None:
     """Write the plain script and the job."""
-    (folder / "shared.py").write_text(MODEL.replace("SAMPLES", str(samples)))
-    (folder / "job_code.py").write_text(JOB)
-    (folder / "reporting.py").write_text(REPORTING)
-    (folder / "plain.py").write_text(PLAIN.replace("EPOCHS", str(epochs)).replace("BATCH", str(BATCH)))
+    known = {"SAMPLES": samples, "BATCH": BATCH, "DEVICE": device, "GPU": device == "cuda"}
+    scripts = {"shared": SHARED, "plain": PLAIN, "job_code": JOB, "reporting": REPORTING}
+    for name, text in scripts.items():
+        for word, value in known.items():
+            text = re.sub(rf"\b{word}\b", str(value), text)
+        (folder / f"{name}.py").write_text(text)
+    precision = "bf16" if device == "cuda" else "fp32"
     (folder / "job.yaml").write_text(
         f"name: throughput\ncode: {{task: 'job_code:build'}}\n"
-        f"training: {{epochs: {epochs}, global_batch_size: {RANKS * BATCH}}}\n"
+        f"training: {{epochs: {epochs}, global_batch_size: {ranks * BATCH}, precision: {precision}}}\n"
         "checkpoints: {every_epochs: 1000}\n"
     )
-
-
-def print_tables(seconds: dict[str, list[float]], bench: Bench, samples: int) -> None:
-    """Print what was measured of the plain script and of the job by its service."""
-    print("| samples per second, by the plain script's | median and quartiles |\n|---|---|")
-    for name in ("plain again", JOB_ALONE):
-        print(f"| {name} | {ratios(seconds, 'plain', name)} |")
-    rate = samples / statistics.median(seconds["plain"])
-    print(f"\nThe plain script trained {rate:.0f} samples a second.\n")
-    print(
-        "| | seconds of an epoch, by those of the job with no service | seconds lost in an epoch | "
-        "seconds from the last epoch to the end |\n|---|---|---|---|"
-    )
-    for name in sorted(bench.after.keys() - {JOB_ALONE}):
-        ends = bench.after[name]
-        lost = quartiles([a - b for a, b in zip(seconds[name], seconds[JOB_ALONE], strict=True)])
-        print(f"| {name} | {ratios(seconds, name, JOB_ALONE)} | {lost} | {statistics.median(ends):.1f} |")
-    print(f"\nThe slow service gave {SlowService.answers} answers in all runs.")
 
 
 def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=7, help="epochs of a run, at least 3")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=9, help="epochs of a run, at least 3")
     parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="on cuda in bf16")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, slow_service() as slow, unreachable_service() as nowhere:
-        bench = Bench(Path(name))
-        write_scripts(bench.folder, options.samples, options.epochs)
+        bench = Bench(Path(name), options.ranks)
+        write_scripts(
+            bench.folder,
+            samples=options.samples,
+            epochs=options.epochs,
+            ranks=options.ranks,
+            device=options.device,
+        )
         services = {
-            JOB_ALONE: "",
-            "job again, no service": "",
+            "job, no service": "",
             f"job, service that answers after {ANSWER_SECONDS:.0f} s": slow,
             "job, service that refuses connections": nowhere,
         }
-        timed = {"plain": bench.plain, "plain again": bench.plain}
-        timed |= {service: partial(bench.job, service, url) for service, url in services.items()}
-        seconds = interleaved(timed, rounds=options.rounds, warm_up=0)
+        timed = {service: partial(bench.run, service, url) for service, url in services.items()}
+        interleaved(timed, rounds=options.rounds, warm_up=0)
     print(setting())
     print(
-        f"convnet, {options.samples} images of 32x32, {RANKS} gloo ranks, batches of {BATCH} on each; "
-        f"{options.rounds} rounds of runs of {options.epochs} epochs.\n"
+        f"convnet, {options.samples} images of 32x32, {options.ranks} ranks on {options.device}, batches of {BATCH} "
+        f"on each; {options.rounds} runs of {options.epochs} epochs with each service; median and quartiles of the "
+        "epochs.\n"
     )
-    print_tables(seconds, bench, options.samples)
+    bench.print_tables(options.samples)
 
 
 if __name__ == "__main__":
