@@ -203,3 +203,23 @@ def test_a_sampler_on_one_rank_alone_is_refused(tmp_path: Path) -> None:
 
 def test_samplers_that_agree_train(tmp_path: Path) -> None:
     assert on_ranks(2, tmp_path, with_samplers, "train", [[5, 1, 7, 7]] * 2) == ["trained"] * 2
+
+
+def weighted_on_one_rank(group: Group, others: int) -> str:
+    """Give weights on rank 1: from the first step, or from the one after so many that have none."""
+    calls = 0
+
+    def moody(outputs: Tensor, targets: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        nonlocal calls
+        calls += bool(torch.is_grad_enabled() and len(targets))
+        losses = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+        return (losses, torch.ones_like(losses)) if group.rank == 1 and calls > others else losses
+
+    return outcome(group, loss=moody)
+
+
+def test_a_loss_that_gives_weights_on_one_rank_alone_is_refused_on_each(tmp_path: Path) -> None:
+    told = on_ranks(2, tmp_path, weighted_on_one_rank, 1)  # the probe's
+
+    assert told[0] == told[1]
+    assert "the loss gives weights with some batches and none with others" in told[0]

@@ -1,4 +1,4 @@
-"""What each rank builds for itself and all must have in common: the samples, and what a sampler draws of them."""
+"""What each rank builds for itself and all must have in common: samples, what a sampler draws, a loss's weights."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ _SAMPLES = 8
 """Of each split: a look at a sample may cost as much as an image."""
 _TOLERANCE = 1e-4
 """Relative: processors of two kinds may round floating-point targets differently."""
+
+WEIGHTS_AT_TIMES = (
+    "the loss gives weights with some batches and none with others, and the workers would wait for each other for "
+    "ever: let a function always return (sum, weight), or never; let all samples have a weight, or none; beside class "
+    "weights, let targets be all classes or all probabilities"
+)
 
 
 class _Targets(NamedTuple):
@@ -73,6 +79,22 @@ def require_same_draws(group: Group, epoch: int, drawn: Iterable[tuple[Source, I
     sampled = [(source, indices) for source, indices in drawn if indices is not None]
     if group.world_size > 1 and sampled:
         _raise_first(group, (_other_draw(group, epoch, source, indices) for source, indices in sampled))
+
+
+def require_same_weighting(group: Group, *, weighted: bool) -> None:
+    """Check that the loss gives weights on every rank or on none. A collective call.
+
+    Args:
+        group: The ranks.
+        weighted: Whether it gave weights on this rank.
+
+    Raises:
+        TaskError: On every rank, when any two differ.
+    """
+    if group.world_size > 1:
+        first = torch.tensor(weighted, dtype=torch.uint8, device=group.device)
+        group.broadcast(first)
+        _raise_first(group, [None if bool(first) is weighted else WEIGHTS_AT_TIMES])
 
 
 def _raise_first(group: Group, problems: Iterable[str | None]) -> None:

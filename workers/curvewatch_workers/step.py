@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from curvewatch_workers.agreement import WEIGHTS_AT_TIMES, require_same_weighting
 from curvewatch_workers.batches import IndexCounter
 from curvewatch_workers.contract import JobSpec
 from curvewatch_workers.errors import TaskError
@@ -47,6 +48,8 @@ class OptimizerStep:
         self._kind: object = None
         self._last_factors = torch.empty(0)
         self._weighted: bool | None = None
+        self._agreed = False
+        """Whether the ranks have found that all their losses give weights, or none."""
         self.begin_epoch()
 
     def begin_epoch(self, last_step: Mapping[str, Any] | None = None) -> None:
@@ -83,7 +86,7 @@ class OptimizerStep:
             counter: Takes in the samples.
 
         Raises:
-            TaskError: The loss gives weights, and gave none before, or the other way round.
+            TaskError: The loss gives weights, and gave none before or on another rank, or the other way round.
         """
         # The model's, not the optimizer's: a parameter that the optimizer leaves alone has a gradient too.
         self._model.zero_grad(set_to_none=True)
@@ -100,6 +103,9 @@ class OptimizerStep:
                 own = loss.weights.sum(dtype=torch.float64)
                 weight = own if weight is None else weight + own
             counter.add(micro.indices)
+        if not self._agreed:
+            require_same_weighting(self._group, weighted=weight is not None)
+            self._agreed = True
         if weight is not None:
             self._divide_by(weight, batch.samples)
         self.learning_rate = float(self._optimizer.param_groups[0]["lr"])
@@ -115,11 +121,7 @@ class OptimizerStep:
     def _require_as_before(self, *, weighted: bool) -> None:
         """Refuse a loss that gives weights at times: only some ranks would take part in the reduction of a step."""
         if self._weighted not in (None, weighted):
-            raise TaskError(
-                "the loss gives weights with some batches and none with others, and the workers would wait for each "
-                "other for ever: let a function always return (sum, weight), or never; let all samples have a weight, "
-                "or none; beside class weights, let targets be all classes or all probabilities"
-            )
+            raise TaskError(WEIGHTS_AT_TIMES)
         self._weighted = weighted
 
     def _divide_by(self, weight: Tensor, samples: int) -> None:
