@@ -62,8 +62,7 @@ class Ours(Variant):
         """Validate and sum."""
         self._buffer.clear()
         for inputs, targets in work.validation:
-            outputs = work.model(inputs)
-            self._totals.add(self._loss(outputs, targets), outputs, targets)
+            self._totals.measure(work.model(inputs), targets)
         self._end()
 
     def _end(self) -> None:

@@ -75,11 +75,13 @@ def test_updating_the_totals_never_waits_for_the_device(weight: torch.Tensor | N
     try:
         for _ in range(3):
             totals.add(loss(outputs, targets), outputs, targets)
+        for _ in range(3):
+            totals.measure(outputs, targets)
         totals.flush()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
-    assert totals.sums[Totals.WEIGHT_SUM] == 3 * 64
+    assert totals.sums[Totals.WEIGHT_SUM] == 6 * 64
 
 
 class NoWait(nn.Module):

@@ -54,6 +54,95 @@ def test_sums_are_those_of_all_samples(batch_size: int, weight: Tensor | None) -
     assert sums[Totals.FIXED + 2 :].sum() == right + 2 * 5000
 
 
+def measured(loss: Loss, batches: list[tuple[Tensor, Tensor]]) -> tuple[list[float], list[float]]:
+    """Return the sums where each batch comes with its loss, and where the loss is left to the totals."""
+    given, given_sums = new(loss, ())
+    left, left_sums = new(loss, ())
+    for outputs, targets in batches:
+        given.add(loss(outputs, targets), outputs, targets)
+        left.measure(outputs, targets)
+    given.flush()
+    left.flush()
+    return given_sums.tolist(), left_sums.tolist()
+
+
+CLASSES = torch.tensor([1.0, 0.0, 2.0, 0.5, 3.0])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(weight=CLASSES, ignore_index=2),
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        nn.NLLLoss(weight=CLASSES),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("length", [(), (3,)])
+def test_a_loss_that_is_left_to_the_totals_is_the_same(loss: nn.Module, length: tuple[int, ...]) -> None:
+    made = Loss(loss)
+    shapes = [(8, *length)] * 30 + [(5, *length)]
+    given, left = measured(made, [(torch.randn(n, 5, *m), torch.randint(0, 5, (n, *m))) for n, *m in shapes])
+
+    assert made.by_sample
+    assert left == pytest.approx(given, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), nn.HuberLoss(reduction="sum"), nn.BCEWithLogitsLoss()], ids=str
+)
+def test_an_elementwise_loss_that_is_left_to_the_totals_is_the_same(loss: nn.Module) -> None:
+    made = Loss(loss)
+    given, left = measured(made, [(torch.randn(n, 2), torch.rand(n, 2)) for n in [8] * 30 + [5]])
+
+    assert made.by_sample
+    assert left == pytest.approx(given, rel=1e-12)
+
+
+class Centred(nn.CrossEntropyLoss):
+    """Looks at all samples of a batch at once."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002 - torch's name
+        return super().forward(input - input.mean(dim=0), target)
+
+
+def hooked() -> nn.Module:
+    loss = nn.MSELoss()
+    loss.register_forward_hook(lambda _, __, output: output * len(output))
+    return loss
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Centred(),
+        hooked(),
+        nn.BCEWithLogitsLoss(weight=torch.arange(8.0)),
+        lambda outputs, _: outputs * len(outputs),
+    ],
+    ids=["subclass", "hook", "weight by place", "function"],
+)
+def test_a_loss_that_may_look_at_the_whole_batch_gets_one_at_a_time(loss: object) -> None:
+    made = Loss(loss)
+    classes = isinstance(loss, Centred)
+    shape = (8, 3) if classes else (8,)
+    targets = torch.randint(0, 3, (8,)) if classes else torch.rand(8)
+    given, left = measured(made, [(torch.randn(shape), targets) for _ in range(20)])
+
+    assert not made.by_sample
+    assert left == given
+
+
+def test_a_loss_that_cannot_take_a_batch_says_so_when_it_comes() -> None:
+    totals, _ = new(Loss(nn.MSELoss()), ())
+    for _ in range(3):
+        totals.measure(torch.zeros(4, 1), torch.zeros(4, 1))
+
+    with pytest.raises(TaskError, match="would stretch"):
+        totals.measure(torch.zeros(4, 1), torch.zeros(4))
+
+
 def test_batches_of_other_shapes_are_not_mixed_up() -> None:
     loss = Loss(nn.CrossEntropyLoss())
     totals, sums = new(loss, ())
@@ -115,6 +204,8 @@ def test_adding_and_flushing_read_no_value() -> None:
     outputs, targets = torch.empty(8, 5, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
     for _ in range(3):
         totals.add(loss(outputs, targets), outputs, targets)
+    for _ in range(3):
+        totals.measure(outputs, targets)
     totals.flush()
 
     assert sums.is_meta

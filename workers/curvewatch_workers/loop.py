@@ -327,7 +327,7 @@ class Trainer:
         totals, counter = self._totals["validation"], IndexCounter()
         self.position = Position(epoch, "validation", 0)
         for number, batch in enumerate(self._validation_feed.batches(epoch), start=1):
-            self._forward(model.validate, batch, totals)
+            self._forward.measure(model.validate, batch, totals)
             counter.add(batch.indices)
             self.position = Position(epoch, "validation", number)
         totals.flush()

@@ -57,6 +57,8 @@ class Loss:
     def __init__(self, loss: object, *, ignores_targets: bool = False) -> None:
         self._loss, self._sum_rows = _unreduced(loss)
         self._call = _directly(self._loss)
+        self.by_sample = _is_by_sample(self._loss) and self._call is not self._loss
+        """Whether a sample's loss is known to be the same whichever others are in the batch."""
         # One that extends them may take its outputs as it likes.
         self._elementwise = type(loss) in _ELEMENTWISE
         self._of_torch = self._elementwise or type(loss) in _BY_CLASS
@@ -184,6 +186,12 @@ def _directly(loss: LossFunction) -> LossFunction:
         getattr(loss, name) for name in hooks
     )
     return cast("nn.Module", loss).forward if plain else loss
+
+
+def _is_by_sample(loss: LossFunction) -> bool:
+    # Tensors of the element-wise ones may weigh a sample by its place in the batch.
+    elementwise = isinstance(loss, _ELEMENTWISE) and next(loss.buffers(), None) is None
+    return (elementwise or isinstance(loss, _BY_CLASS)) and type(loss) in (*_ELEMENTWISE, *_BY_CLASS)
 
 
 def _rows(values: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,12 +20,24 @@ _LARGEST_SQUARE = _LARGEST_LOSS**2
 """From there on a loss counts as infinite: the sum of so many squares would leave the range of a float64."""
 
 
+class _Batches(NamedTuple):
+    """Batches of one kind."""
+
+    losses: list[Tensor]
+    """None where they are computed of the outputs."""
+    weights: list[Tensor]
+    """None where each sample weighs 1."""
+    outputs: list[Tensor]
+    targets: list[Tensor]
+
+
 class Totals:
     """The sums of one split on one rank.
 
     Small batches are kept and summed many at a time: there a kernel's launch costs more than its work, and the
-    sums are the same. Nothing is copied for it, and nothing is read: what comes in memory that the batch before had
-    (a view of a parameter, a tensor that the model fills in each call) is summed at once.
+    sums are the same. So is the loss, where nobody needs it before. Nothing is copied for it, and nothing is read:
+    what comes in memory that the batch before had (a view of a parameter, a tensor that the model fills in each call)
+    is summed at once.
 
     Args:
         loss: The loss that is summed.
@@ -51,8 +63,7 @@ class Totals:
         """What was added up; not read here."""
         self._fixed = sums[: self.FIXED]
         self._parts = torch.split(sums[self.FIXED :], [metric.slots for metric in metrics])
-        # Batches of one kind: losses, weights (none where each sample weighs 1), outputs, targets.
-        self._kept: tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]] = ([], [], [], [])
+        self._kept = _Batches([], [], [], [])
         self._kind: object = None
         self._room = 0
         self._tried: set[object] = set()
@@ -84,13 +95,33 @@ class Totals:
         kind = (outputs.shape, targets.shape, sums.shape, outputs.dtype, targets.dtype, weights is None)
         if kind != self._kind:
             self._make_room(kind, outputs, targets)
-        losses, weights_kept, outputs_kept, targets_kept = self._kept
-        losses.append(sums)
+        self._kept.losses.append(sums)
         if weights is not None:
-            weights_kept.append(weights)
-        outputs_kept.append(outputs)
-        targets_kept.append(targets)
-        if len(losses) >= self._room:
+            self._kept.weights.append(weights)
+        self._keep(outputs, targets)
+
+    def measure(self, outputs: object, targets: Tensor) -> None:
+        """Take in a batch whose loss is wanted for the sums alone: that of small ones is computed many at a time.
+
+        Args:
+            outputs: What the model returned, as for `add`.
+            targets: What it should have, shape [batch, ...].
+
+        Raises:
+            TaskError: The loss or a metric cannot work with these shapes.
+        """
+        if not isinstance(outputs, Tensor) or not self._loss.by_sample:
+            self.add(self._loss(cast("Tensor", outputs), targets), outputs, targets)
+            return
+        kind = (outputs.shape, targets.shape, outputs.dtype, targets.dtype)
+        if kind != self._kind:
+            self._make_room(kind, outputs, targets, self._loss)
+        self._keep(outputs.detach() if outputs.requires_grad else outputs, targets)
+
+    def _keep(self, outputs: Tensor, targets: Tensor) -> None:
+        self._kept.outputs.append(outputs)
+        self._kept.targets.append(targets)
+        if len(self._kept.targets) >= self._room:
             self._sum_kept()
 
     def flush(self) -> None:
@@ -100,17 +131,19 @@ class Totals:
         self._before = None
 
     def _sum_kept(self) -> None:
-        losses, weights, outputs, targets = self._kept
-        self._kept, self._kind = ([], [], [], []), None
-        if len(losses) == 1:
-            self._add(BatchLoss(losses[0], weights[0] if weights else None), outputs[0], targets[0])
-        elif losses:
-            join = torch.cat if losses[0].dim() else torch.stack
-            joined = BatchLoss(join(losses), join(weights) if weights else None)
-            self._add(joined, torch.cat(outputs), torch.cat(targets))
+        kept, self._kept, self._kind = self._kept, _Batches([], [], [], []), None
+        if not kept.targets:
+            return
+        outputs, targets = _joined(kept.outputs), _joined(kept.targets)
+        if kept.losses:
+            loss = BatchLoss(_joined(kept.losses), _joined(kept.weights) if kept.weights else None)
+        else:
+            with torch.no_grad():
+                loss = self._loss(outputs, targets)
+        self._add(loss, outputs, targets)
 
-    def _make_room(self, kind: object, outputs: Tensor, targets: Tensor) -> None:
-        """Sum what is of another kind, and tell how many batches of this one can be kept."""
+    def _make_room(self, kind: object, outputs: Tensor, targets: Tensor, loss: Loss | None = None) -> None:
+        """Sum what is of another kind, and tell how many batches of this one can be kept, their loss still to come."""
         self._sum_kept()
         self._kind = kind
         # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
@@ -124,11 +157,13 @@ class Totals:
         if self._room > 1 and kind not in self._tried:
             self._tried.add(kind)
             # A copy: what a metric writes into it, it would write once more when the batch is summed.
-            self._try(outputs.clone(), targets)
+            self._try(outputs.clone(), targets, loss)
 
     @torch.no_grad()
-    def _try(self, outputs: Tensor, targets: Tensor) -> None:
-        """Let a metric that cannot work with these shapes say so where it was called, not where batches are summed."""
+    def _try(self, outputs: Tensor, targets: Tensor, loss: Loss | None) -> None:
+        """Let what cannot work with these shapes say so where the batch comes, not where batches are summed."""
+        if loss is not None:
+            loss(outputs, targets)
         for metric, part in zip(self._metrics, self._parts, strict=True):
             metric.update(torch.zeros_like(part), outputs, targets)
 
@@ -158,6 +193,13 @@ class Totals:
             metric.update(part, outputs, targets)
         if self._foreign is not None:
             self._foreign.add(outputs, targets)
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Join tensors [batch, ...], or scalars, into one [all, ...]."""
+    if len(tensors) == 1:
+        return tensors[0]
+    return torch.cat(tensors) if tensors[0].dim() else torch.stack(tensors)
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
