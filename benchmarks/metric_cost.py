@@ -106,6 +106,9 @@ def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument(
+        "--only", nargs="*", metavar="NAME", help="measure these variants alone, and nothing itself"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -117,6 +120,11 @@ def main() -> None:
         "Curvewatch": Ours(group),
         **peers(group, classes=10),
     }
+    if options.only is not None:
+        unknown = set(options.only) - variants.keys()
+        if unknown:
+            parser.error(f"--only: unknown {sorted(unknown)}; there are {', '.join(variants)}")
+        variants = {name: variants[name] for name in ("nothing", "nothing again", *options.only)}
     works: dict[str, Work] = {
         "MLP of 9,610 parameters, 400 batches of 64": mlp(group, steps=400, batch=64),
         "convnet of 56,714 parameters, 16 batches of 32": convnet(group, steps=16, batch=32),

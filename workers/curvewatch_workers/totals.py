@@ -35,9 +35,9 @@ class Totals:
     """The sums of one split on one rank.
 
     Small batches are kept and summed many at a time: there a kernel's launch costs more than its work, and the
-    sums are the same. So is the loss, where nobody needs it before. Nothing is copied for it, and nothing is read:
-    what comes in memory that the batch before had (a view of a parameter, a tensor that the model fills in each call)
-    is summed at once.
+    sums are the same. So is the loss, where nobody needs it before. Of what is kept only the first is copied, and
+    nothing is read: what comes in memory that the batch before had (a view of a parameter, a tensor that the model
+    fills in each call) is summed at once.
 
     Args:
         loss: The loss that is summed.
@@ -67,7 +67,8 @@ class Totals:
         self._kind: object = None
         self._room = 0
         self._tried: set[object] = set()
-        self._before: tuple[Tensor, Tensor] | None = None
+        self._first: tuple[Tensor, Tensor] | None = None
+        """Outputs and targets of the one batch that is kept, as they came."""
 
     @classmethod
     def slots(cls, metrics: tuple[SumMetric, ...]) -> int:
@@ -119,19 +120,28 @@ class Totals:
         self._keep(outputs.detach() if outputs.requires_grad else outputs, targets)
 
     def _keep(self, outputs: Tensor, targets: Tensor) -> None:
-        self._kept.outputs.append(outputs)
-        self._kept.targets.append(targets)
-        if len(self._kept.targets) >= self._room:
+        kept, first = self._kept, not self._kept.targets
+        if first and self._room > 1:
+            # Copies: the next batch may come in the same memory. Held until then, this one has its memory still.
+            self._first = outputs, targets
+            outputs, targets = outputs.clone(), targets.clone()
+            kept.losses[:] = map(torch.clone, kept.losses)
+            kept.weights[:] = map(torch.clone, kept.weights)
+        elif self._first is not None:
+            if any(map(_share_memory, self._first, (outputs, targets))):
+                self._room = 0
+            self._first = None
+        kept.outputs.append(outputs)
+        kept.targets.append(targets)
+        if len(kept.targets) >= self._room:
             self._sum_kept()
 
     def flush(self) -> None:
         """Sum what is kept; to be called when the pass ends."""
         self._sum_kept()
-        # Each pass begins alike: the same batches give the same bits.
-        self._before = None
 
     def _sum_kept(self) -> None:
-        kept, self._kept, self._kind = self._kept, _Batches([], [], [], []), None
+        kept, self._kept, self._kind, self._first = self._kept, _Batches([], [], [], []), None, None
         if not kept.targets:
             return
         outputs, targets = _joined(kept.outputs), _joined(kept.targets)
@@ -149,11 +159,7 @@ class Totals:
         # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
         size = outputs.untyped_storage().nbytes() + targets.nbytes
         joins = outputs.shape[:1] == targets.shape[:1]
-        room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1))
-        before, self._before = self._before, (outputs, targets) if room > 1 else None
-        # Held until now, what was before has its memory still: who has the same was given it again.
-        fresh = before is not None and not any(map(_share_memory, before, (outputs, targets)))
-        self._room = room if joins and fresh else 0
+        self._room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1)) if joins else 0
         if self._room > 1 and kind not in self._tried:
             self._tried.add(kind)
             # A copy: what a metric writes into it, it would write once more when the batch is summed.
