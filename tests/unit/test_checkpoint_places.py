@@ -11,7 +11,9 @@ from typing import Any, TypeAlias
 
 import fsspec
 import pytest
+import requests
 from fsspec.implementations.local import LocalFileSystem
+from moto.server import ThreadedMotoServer
 
 from checkpoint_support import make_snapshot
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
@@ -60,7 +62,21 @@ def open_gate() -> Iterator[None]:
     Gated.gate.set()
 
 
-@pytest.fixture(params=["folder", "memory", "gated"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """Return the host and port of a server that speaks S3, with an empty bucket `runs`."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            environment.setenv(name, "testing")
+        server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        requests.put(f"http://{host}:{port}/runs", timeout=30).raise_for_status()
+        yield f"{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture(params=["folder", "memory", "gated", "s3"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     """Return a maker of checkpoints below one place."""
     opened: list[RemoteCheckpoints] = []
@@ -68,7 +84,12 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
     def make_one(*, keep: int = 2, mode: Mode = "min", rank: int = 0) -> Place:
         if request.param == "folder":
             return FolderCheckpoints(tmp_path / "kept", rank=rank, keep=keep, mode=mode)
-        remote = make_remote(f"{request.param}://{tmp_path}/kept", tmp_path, keep=keep, mode=mode, rank=rank)
+        address = f"{request.param}://{tmp_path}/kept"
+        if request.param == "s3":
+            server = request.getfixturevalue("s3")
+            # A key of the test's own.
+            address = f"s3://runs{tmp_path}/kept?endpoint_override={server}&scheme=http&region=us-east-1"
+        remote = make_remote(address, tmp_path, keep=keep, mode=mode, rank=rank)
         opened.append(remote)
         return remote
 
