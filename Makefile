@@ -15,16 +15,17 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 demo: setup
 	$(BIN)/curvewatch demo
 
-# Two at a time: many tests wait for processes that they start. A file's tests stay together, with its fixtures.
+# Three at a time on two cores: many tests wait for processes that they start. A file's tests stay together, with its
+# fixtures.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # What takes minutes, most of them waiting: the death of each part of a run and of a node, checkpoints over restarts.
 test-long: setup
 	$(BIN)/python -m pytest -n 3 --dist loadfile --long -m long tests/integration
 
 test-integration: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
 
 check: setup
 	$(BIN)/ruff format --check .
