@@ -321,6 +321,19 @@ def test_a_metric_that_writes_into_the_outputs_is_given_each_once() -> None:
     assert sums[Totals.FIXED :].tolist() == [40.0, 40.0]
 
 
+def test_a_metric_that_writes_into_the_targets_leaves_the_loss_alone() -> None:
+    def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.argmax(dim=1) == targets.masked_fill_(targets == -100, 0)
+
+    loss, metrics = Loss(nn.CrossEntropyLoss(), ignores_targets=True), (as_sum_metric(hits),)
+    totals, sums = new(loss, metrics)
+    for _ in range(10):
+        totals.measure(torch.eye(3), torch.tensor([0, 1, -100]))
+    totals.flush()
+
+    assert sums[Totals.WEIGHT_SUM] == 20
+
+
 def test_a_batch_that_is_summed_at_once_is_not_tried_before() -> None:
     class Counting:
         calls = 0

@@ -156,8 +156,9 @@ class Totals:
         self._room = room if joins and fresh else 0
         if self._room > 1 and kind not in self._tried:
             self._tried.add(kind)
-            # A copy: what a metric writes into it, it would write once more when the batch is summed.
-            self._try(outputs.clone(), targets, loss)
+            # Copies: what a metric writes into them, it would write before the batch's loss is computed, and once more
+            # when the batch is summed.
+            self._try(outputs.clone(), targets.clone(), loss)
 
     @torch.no_grad()
     def _try(self, outputs: Tensor, targets: Tensor, loss: Loss | None) -> None:
