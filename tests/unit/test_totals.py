@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -199,16 +200,26 @@ def test_outputs_of_any_structure_are_given_to_the_metrics() -> None:
 
 def test_adding_and_flushing_read_no_value() -> None:
     """On the meta device there are no values: anything that reads one raises."""
-    loss = Loss(nn.CrossEntropyLoss())
-    totals, sums = new(loss, device="meta")
+
+    class Rows:
+        seen: ClassVar[list[int]] = []
+
+        def __call__(self, outputs: Tensor, _targets: Tensor) -> Tensor:
+            self.seen.append(len(outputs))
+            return outputs[:, 0]
+
+    loss, rows = Loss(nn.CrossEntropyLoss()), Rows()
+    totals, sums = new(loss, (*METRICS, as_sum_metric(rows)), device="meta")
     outputs, targets = torch.empty(8, 5, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
-    for _ in range(3):
+    for _ in range(4):
         totals.add(loss(outputs, targets), outputs, targets)
     for _ in range(3):
         totals.measure(outputs, targets)
     totals.flush()
 
     assert sums.is_meta
+    # The first stands alone, and of each kind one is tried: the others were joined.
+    assert rows.seen == [8, 8, 24, 8, 24]
 
 
 def test_sums_of_large_losses_stay_finite() -> None:

@@ -204,7 +204,9 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    address = one.untyped_storage().data_ptr()
+    # 0 where there is none: no rows, or the meta device.
+    return address != 0 and address == other.untyped_storage().data_ptr()
 
 
 def _detached(loss: BatchLoss) -> BatchLoss:
