@@ -144,6 +144,17 @@ def test_a_loss_that_cannot_take_a_batch_says_so_when_it_comes() -> None:
         totals.measure(torch.zeros(4, 1), torch.zeros(4))
 
 
+def test_a_value_that_the_loss_cannot_take_is_told_with_how_far_back_it_may_be() -> None:
+    totals, _ = new(Loss(nn.CrossEntropyLoss()), ())
+    for label in (0, 0, 3, 0, 0):
+        totals.measure(torch.zeros(4, 3), torch.full((4,), label))
+
+    with pytest.raises(IndexError) as raised:
+        totals.flush()
+
+    assert raised.value.__notes__[0].startswith("The loss of 4 batches was computed at once")
+
+
 def test_batches_of_other_shapes_are_not_mixed_up() -> None:
     loss = Loss(nn.CrossEntropyLoss())
     totals, sums = new(loss, ())

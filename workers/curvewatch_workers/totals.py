@@ -138,9 +138,21 @@ class Totals:
         if kept.losses:
             loss = BatchLoss(_joined(kept.losses), _joined(kept.weights) if kept.weights else None)
         else:
-            with torch.no_grad():
-                loss = self._loss(outputs, targets)
+            loss = self._measured(outputs, targets, len(kept.targets))
         self._add(loss, outputs, targets)
+
+    @torch.no_grad()
+    def _measured(self, outputs: Tensor, targets: Tensor, batches: int) -> BatchLoss:
+        """Return the loss of so many batches."""
+        try:
+            return self._loss(outputs, targets)
+        except Exception as error:
+            if batches > 1:
+                error.add_note(
+                    f"The loss of {batches} batches was computed at once: the cause is in the last one or in one of "
+                    "those before it."
+                )
+            raise
 
     def _make_room(self, kind: object, outputs: Tensor, targets: Tensor, loss: Loss | None = None) -> None:
         """Sum what is of another kind, and tell how many batches of this one can be kept, their loss still to come."""
