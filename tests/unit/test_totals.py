@@ -114,15 +114,22 @@ def hooked() -> nn.Module:
     return loss
 
 
+def replaced() -> nn.Module:
+    loss = nn.MSELoss()
+    vars(loss)["forward"] = lambda outputs, _: outputs * len(outputs)
+    return loss
+
+
 @pytest.mark.parametrize(
     "loss",
     [
         Centred(),
         hooked(),
+        replaced(),
         nn.BCEWithLogitsLoss(weight=torch.arange(8.0)),
         lambda outputs, _: outputs * len(outputs),
     ],
-    ids=["subclass", "hook", "weight by place", "function"],
+    ids=["subclass", "hook", "forward of its own", "weight by place", "function"],
 )
 def test_a_loss_that_may_look_at_the_whole_batch_gets_one_at_a_time(loss: object) -> None:
     made = Loss(loss)
