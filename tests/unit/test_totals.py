@@ -290,6 +290,18 @@ def test_outputs_that_are_part_of_something_large_do_not_keep_it_in_memory(width
     assert (memory() is not None) is alive
 
 
+@pytest.mark.parametrize(("width", "alive"), [(8, True), (1 << 17, False)])
+def test_targets_that_are_part_of_something_large_do_not_keep_it_in_memory(width: int, alive: bool) -> None:
+    # A collate function may cut a batch of rows into inputs and targets.
+    totals, _ = new(Loss(nn.MSELoss()), ())
+    rows = np.ones((4, width), dtype=np.float32)
+    memory = weakref.ref(rows)
+    totals.measure(torch.zeros(4), torch.from_numpy(rows)[:, 0])
+    del rows
+
+    assert (memory() is not None) is alive
+
+
 def test_outputs_whose_memory_is_used_again_are_summed_before_it_is() -> None:
     # A view of a parameter, which the optimizer changes, or a tensor of the model's own that each call fills.
     loss, metrics = Loss(nn.CrossEntropyLoss()), (as_sum_metric(Accuracy()),)

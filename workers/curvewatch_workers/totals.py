@@ -159,7 +159,7 @@ class Totals:
         self._sum_kept()
         self._kind = kind
         # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
-        size = outputs.untyped_storage().nbytes() + targets.nbytes
+        size = sum(one.untyped_storage().nbytes() for one in (outputs, targets))
         joins = outputs.shape[:1] == targets.shape[:1]
         room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1))
         before, self._before = self._before, (outputs, targets) if room > 1 else None
