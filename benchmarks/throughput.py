@@ -114,6 +114,8 @@ class ScriptBetween:
     def __call__(self, *_):
         self.steps += 1
         if self.steps % STEPS == STEPS // 2:
+            if GPU:
+                torch.cuda.synchronize()  # what the job has queued is the job's
             start = time.perf_counter()
             self.script = self.script or Script()
             seconds = self.script.train_epoch(), self.script.train_epoch()

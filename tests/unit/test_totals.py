@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -113,15 +114,22 @@ def hooked() -> nn.Module:
     return loss
 
 
+def replaced() -> nn.Module:
+    loss = nn.MSELoss()
+    vars(loss)["forward"] = lambda outputs, _: outputs * len(outputs)
+    return loss
+
+
 @pytest.mark.parametrize(
     "loss",
     [
         Centred(),
         hooked(),
+        replaced(),
         nn.BCEWithLogitsLoss(weight=torch.arange(8.0)),
         lambda outputs, _: outputs * len(outputs),
     ],
-    ids=["subclass", "hook", "weight by place", "function"],
+    ids=["subclass", "hook", "forward of its own", "weight by place", "function"],
 )
 def test_a_loss_that_may_look_at_the_whole_batch_gets_one_at_a_time(loss: object) -> None:
     made = Loss(loss)
@@ -141,6 +149,17 @@ def test_a_loss_that_cannot_take_a_batch_says_so_when_it_comes() -> None:
 
     with pytest.raises(TaskError, match="would stretch"):
         totals.measure(torch.zeros(4, 1), torch.zeros(4))
+
+
+def test_a_value_that_the_loss_cannot_take_is_told_with_how_far_back_it_may_be() -> None:
+    totals, _ = new(Loss(nn.CrossEntropyLoss()), ())
+    for label in (0, 0, 3, 0, 0):
+        totals.measure(torch.zeros(4, 3), torch.full((4,), label))
+
+    with pytest.raises(IndexError) as raised:
+        totals.flush()
+
+    assert raised.value.__notes__[0].startswith("The loss of 4 batches was computed at once")
 
 
 def test_batches_of_other_shapes_are_not_mixed_up() -> None:
@@ -199,16 +218,26 @@ def test_outputs_of_any_structure_are_given_to_the_metrics() -> None:
 
 def test_adding_and_flushing_read_no_value() -> None:
     """On the meta device there are no values: anything that reads one raises."""
-    loss = Loss(nn.CrossEntropyLoss())
-    totals, sums = new(loss, device="meta")
+
+    class Rows:
+        seen: ClassVar[list[int]] = []
+
+        def __call__(self, outputs: Tensor, _targets: Tensor) -> Tensor:
+            self.seen.append(len(outputs))
+            return outputs[:, 0]
+
+    loss, rows = Loss(nn.CrossEntropyLoss()), Rows()
+    totals, sums = new(loss, (*METRICS, as_sum_metric(rows)), device="meta")
     outputs, targets = torch.empty(8, 5, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
-    for _ in range(3):
+    for _ in range(4):
         totals.add(loss(outputs, targets), outputs, targets)
     for _ in range(3):
         totals.measure(outputs, targets)
     totals.flush()
 
     assert sums.is_meta
+    # The first stands alone, and of each kind one is tried: the others were joined.
+    assert rows.seen == [8, 8, 24, 8, 24]
 
 
 def test_sums_of_large_losses_stay_finite() -> None:
@@ -257,6 +286,18 @@ def test_outputs_that_are_part_of_something_large_do_not_keep_it_in_memory(width
     outputs, targets = torch.from_numpy(hidden)[:, :3], torch.zeros(4, dtype=torch.long)
     totals.add(BatchLoss(torch.ones(4), None), outputs, targets)
     del hidden, outputs
+
+    assert (memory() is not None) is alive
+
+
+@pytest.mark.parametrize(("width", "alive"), [(8, True), (1 << 17, False)])
+def test_targets_that_are_part_of_something_large_do_not_keep_it_in_memory(width: int, alive: bool) -> None:
+    # A collate function may cut a batch of rows into inputs and targets.
+    totals, _ = new(Loss(nn.MSELoss()), ())
+    rows = np.ones((4, width), dtype=np.float32)
+    memory = weakref.ref(rows)
+    totals.measure(torch.zeros(4), torch.from_numpy(rows)[:, 0])
+    del rows
 
     assert (memory() is not None) is alive
 
@@ -322,6 +363,19 @@ def test_a_metric_that_writes_into_the_outputs_is_given_each_once() -> None:
     totals.flush()
 
     assert sums[Totals.FIXED :].tolist() == [40.0, 40.0]
+
+
+def test_a_metric_that_writes_into_the_targets_leaves_the_loss_alone() -> None:
+    def hits(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.argmax(dim=1) == targets.masked_fill_(targets == -100, 0)
+
+    loss, metrics = Loss(nn.CrossEntropyLoss(), ignores_targets=True), (as_sum_metric(hits),)
+    totals, sums = new(loss, metrics)
+    for _ in range(10):
+        totals.measure(torch.eye(3), torch.tensor([0, 1, -100]))
+    totals.flush()
+
+    assert sums[Totals.WEIGHT_SUM] == 20
 
 
 def test_a_batch_that_is_summed_at_once_is_not_tried_before() -> None:

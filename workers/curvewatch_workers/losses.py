@@ -180,10 +180,12 @@ def _unreduced(loss: object) -> tuple[LossFunction, bool]:
 
 
 def _directly(loss: LossFunction) -> LossFunction:
-    """Return what to call for a loss: of one of torch's own without hooks its forward, all that a call would do."""
+    """Return what to call for a loss: of one of torch's own as it comes its forward, all that a call would do."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    plain = type(loss).__module__ == "torch.nn.modules.loss" and not any(
-        getattr(loss, name) for name in hooks
+    plain = (
+        type(loss).__module__ == "torch.nn.modules.loss"
+        and "forward" not in vars(loss)
+        and not any(getattr(loss, name) for name in hooks)
     )
     return cast("nn.Module", loss).forward if plain else loss
 

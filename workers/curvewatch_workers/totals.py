@@ -148,22 +148,35 @@ class Totals:
         if kept.losses:
             loss = BatchLoss(_joined(kept.losses), _joined(kept.weights) if kept.weights else None)
         else:
-            with torch.no_grad():
-                loss = self._loss(outputs, targets)
+            loss = self._measured(outputs, targets, len(kept.targets))
         self._add(loss, outputs, targets)
+
+    @torch.no_grad()
+    def _measured(self, outputs: Tensor, targets: Tensor, batches: int) -> BatchLoss:
+        """Return the loss of so many batches."""
+        try:
+            return self._loss(outputs, targets)
+        except Exception as error:
+            if batches > 1:
+                error.add_note(
+                    f"The loss of {batches} batches was computed at once: the cause is in the last one or in one of "
+                    "those before it."
+                )
+            raise
 
     def _make_room(self, kind: object, outputs: Tensor, targets: Tensor, loss: Loss | None = None) -> None:
         """Sum what is of another kind, and tell how many batches of this one can be kept, their loss still to come."""
         self._sum_kept()
         self._kind = kind
         # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
-        size = outputs.untyped_storage().nbytes() + targets.nbytes
+        size = sum(one.untyped_storage().nbytes() for one in (outputs, targets))
         joins = outputs.shape[:1] == targets.shape[:1]
         self._room = min(_KEPT_BATCHES, _KEPT_BYTES // max(size, 1)) if joins else 0
         if self._room > 1 and kind not in self._tried:
             self._tried.add(kind)
-            # A copy: what a metric writes into it, it would write once more when the batch is summed.
-            self._try(outputs.clone(), targets, loss)
+            # Copies: what a metric writes into them, it would write before the batch's loss is computed, and once more
+            # when the batch is summed.
+            self._try(outputs.clone(), targets.clone(), loss)
 
     @torch.no_grad()
     def _try(self, outputs: Tensor, targets: Tensor, loss: Loss | None) -> None:
@@ -209,7 +222,9 @@ def _joined(tensors: list[Tensor]) -> Tensor:
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    address = one.untyped_storage().data_ptr()
+    # 0 where there is none: no rows, or the meta device.
+    return address != 0 and address == other.untyped_storage().data_ptr()
 
 
 def _detached(loss: BatchLoss) -> BatchLoss:
