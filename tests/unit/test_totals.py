@@ -159,7 +159,7 @@ def test_a_value_that_the_loss_cannot_take_is_told_with_how_far_back_it_may_be()
     with pytest.raises(IndexError) as raised:
         totals.flush()
 
-    assert raised.value.__notes__[0].startswith("The loss of 4 batches was computed at once")
+    assert raised.value.__notes__[0].startswith("The loss of 5 batches was computed at once")
 
 
 def test_batches_of_other_shapes_are_not_mixed_up() -> None:
@@ -236,8 +236,8 @@ def test_adding_and_flushing_read_no_value() -> None:
     totals.flush()
 
     assert sums.is_meta
-    # The first stands alone, and of each kind one is tried: the others were joined.
-    assert rows.seen == [8, 8, 24, 8, 24]
+    # Of each kind one is tried, and all are joined.
+    assert rows.seen == [8, 32, 8, 24]
 
 
 def test_sums_of_large_losses_stay_finite() -> None:
