@@ -28,12 +28,12 @@ def evidence(rule: str, message: str, epochs: Sequence[int], series: Sequence[fl
 
 def about_train(reading: Reading, rule: str, epochs: Sequence[int]) -> Evidence:
     """Tell where train loss was and is."""
-    return evidence(rule, _path("Train loss", reading.curve.train, epochs), epochs, reading.curve.train)
+    return evidence(rule, _path("Train loss", reading.train_losses, epochs), epochs, reading.train_losses)
 
 
 def about_validation(reading: Reading, rule: str, epochs: Sequence[int]) -> Evidence:
     """Tell where validation loss was and is."""
-    series = reading.curve.validation
+    series = reading.validation_losses
     return evidence(rule, _path("Validation loss", series, epochs), epochs, series)
 
 

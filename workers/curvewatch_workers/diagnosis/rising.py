@@ -54,8 +54,7 @@ def diverging_train(reading: Reading) -> Finding | None:
     """Train loss has risen far above its best, and stays there."""
     if not _blows_up(reading.train, reading.epochs):
         return None
-    losses = reading.curve.train
-    best = losses.index(min(losses)) + 1
+    best = reading.train.lowest + 1
     return Finding(
         verdict=Verdict.DIVERGING,
         summary=f"Training diverges: train loss has been rising since epoch {best} and does not recover.",
@@ -132,7 +131,7 @@ def left_behind(reading: Reading) -> Finding | None:
         verdict=Verdict.OVERFITTING,
         summary="The model learns the train set by heart, and next to nothing that holds for new samples.",
         evidence=(
-            evidence("validation_left_behind", message, epochs, reading.curve.validation),
+            evidence("validation_left_behind", message, epochs, reading.validation_losses),
             about_train(reading, "train_still_falls", epochs),
         ),
     )
@@ -144,8 +143,8 @@ def unstable(reading: Reading) -> Finding | None:
         return None
     later = reading.epochs - reading.epochs // 2
     for name, trend, losses in (
-        ("train", reading.train, reading.curve.train),
-        ("validation", reading.validation, reading.curve.validation),
+        ("train", reading.train, reading.train_losses),
+        ("validation", reading.validation, reading.validation_losses),
     ):
         jumps = _jumps(reading, trend)
         if len(jumps) < max(LEAST_JUMPS, JUMPY * later):
@@ -195,11 +194,11 @@ def _rise(reading: Reading) -> Evidence:
     validation, best, now = reading.validation, reading.best_epoch, reading.epochs
     window = f"the latest {validation.window} epochs" if validation.window > 1 else "the latest epoch"
     message = (
-        f"Validation loss was {reading.curve.validation[best - 1]:.4g} at epoch {best} and is "
+        f"Validation loss was {reading.validation_losses[best - 1]:.4g} at epoch {best} and is "
         f"{validation.level * reading.unit:.4g} over {window}; its noise is about "
         f"{validation.noise * reading.unit:.2g}."
     )
-    return evidence("validation_rises", message, (best, now), reading.curve.validation)
+    return evidence("validation_rises", message, (best, now), reading.validation_losses)
 
 
 def _accuracy_kept(reading: Reading) -> Evidence | None:
