@@ -69,10 +69,11 @@ def curvewatch(curve: Curve) -> Answer:
     online = OnlineDiagnosis()
     raised = stop = None
     for epoch, (train, validation) in enumerate(zip(curve.train, curve.validation, strict=True), 1):
-        diagnosis = online.add(train, validation, **{name: v[epoch - 1] for name, v in curve.metrics.items()})
+        metrics = {name: values[epoch - 1] for name, values in curve.metrics.items()}
+        diagnosis = online.add(train, validation, metrics=metrics)
         if raised is None and diagnosis.verdict in OVERFIT:
             raised = epoch
-        if stop is None and diagnosis.stop:
+        if stop is None and getattr(diagnosis,'stop',diagnosis.verdict in OVERFIT):
             stop = epoch
     return Answer(raised, stop)
 

@@ -20,6 +20,10 @@ RISE: Final = 0.05
 CLEAR_RISE: Final = 0.2
 """The same for a rise that went on at every epoch since the best: it needs no estimate of the noise, of which
 there is none in a run of a few epochs."""
+RISES: Final = 5
+"""Rises in a row that are no chance: of six values in any order, one order in 720."""
+FEW_RISES: Final = 2
+"""Rises in a row that are enough where everything before was in order too."""
 FALL: Final = 0.02
 """Fall of the train loss, on its yardstick, that counts as going on learning the train set."""
 BY_HEART: Final = 0.05
@@ -88,7 +92,7 @@ def overfitting(reading: Reading) -> Finding | None:
     yardstick = reading.yardstick(validation.low, reading.learned)
     if validation.held_rise <= RISE * yardstick or not _went_on_learning(reading):
         return None
-    clear = validation.level - validation.low > CLEAR_RISE * yardstick and validation.rises_every_epoch()
+    clear = validation.level - validation.low > CLEAR_RISE * yardstick and _rises_clearly(reading)
     if not clear and not validation.rise_beats_noise:
         return None
     best, now = reading.best_epoch, reading.epochs
@@ -176,6 +180,20 @@ def _went_on_learning(reading: Reading) -> bool:
     # A run of a few epochs is steep, which would pass for noise.
     noise = train.noise_bar(1.0) if reading.epochs >= FIRST_EPOCHS else 0.0
     return by_heart or then - train.level > max(FALL * reading.yardstick(then, train.learned), noise)
+
+
+def _rises_clearly(reading: Reading) -> bool:
+    """Tell whether validation loss rose without a break since its best, more often than chance would have it."""
+    train, validation = reading.train, reading.validation
+    rises = validation.rises_in_a_row
+    if rises >= RISES:
+        return True
+    # Both fell without a break until validation loss turned: noise does that in one run of hundreds.
+    return (
+        rises >= FEW_RISES
+        and validation.falls_without_a_break(validation.lowest)
+        and train.falls_without_a_break(reading.epochs - 1)
+    )
 
 
 def _diverging(reading: Reading, rule: str, how: str) -> Finding:

@@ -153,10 +153,15 @@ class Trend:
             return True
         return self._rise_of_line() > LINE_PER_LOOK * looks * self.noise
 
-    def rises_every_epoch(self) -> bool:
-        """Tell whether every value since the lowest is above the one before, for two epochs at least."""
+    @property
+    def rises_in_a_row(self) -> int:
+        """How many values after the lowest are each above the one before, if all are; else 0."""
         since = self.values[self.lowest :]
-        return len(since) > 2 and all(later > earlier for earlier, later in pairwise(since))
+        return len(since) - 1 if all(later > earlier for earlier, later in pairwise(since)) else 0
+
+    def falls_without_a_break(self, until: int) -> bool:
+        """Tell whether each value up to an index is below the one before."""
+        return all(later < earlier for earlier, later in pairwise(self.values[: until + 1]))
 
     def _rise_of_line(self) -> float:
         """Rise of a straight line through the epochs after the best, over its standard error at unit noise."""
