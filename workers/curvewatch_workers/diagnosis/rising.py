@@ -169,7 +169,9 @@ def unstable(reading: Reading) -> Finding | None:
 def _blows_up(trend: Trend, epochs: int) -> bool:
     share = EARLY_BLOW_UP if epochs < FIRST_EPOCHS else BLOW_UP
     bar = share * max(trend.learned, abs(trend.start))
-    return trend.held_rise > bar and trend.rise_beats_noise and not trend.is_recovering()
+    # Of so large a rise two steps in a row are enough.
+    is_rise = trend.rise_beats_noise or trend.rises_in_a_row >= FEW_RISES
+    return trend.held_rise > bar and is_rise and not trend.is_recovering()
 
 
 def _went_on_learning(reading: Reading) -> bool:

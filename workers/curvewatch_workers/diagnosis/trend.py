@@ -17,6 +17,7 @@ FLAT = 0.03
 
 LEAST_FOR_NOISE = 20
 """Epochs from which noise is estimated, if there are so many: fewer make the estimate itself noise."""
+FEW_DIFFERENCES = 3.0
 HEIGHT_PER_LOOK = 2.6
 """Noise of a smoothed value that the height of a rise must beat, for each unit of the logarithm of the epochs:
 the more epochs, the lower the best of them lies by chance, and the more often the question was asked."""
@@ -115,9 +116,13 @@ class Trend:
 
         Third differences lose trend and bend of a curve; their median size loses its spikes and sudden steps.
         0.6745 makes that median a standard deviation, and the weights 1, -3, 3, -1 give the difference of
-        independent values the square root of 20 times the deviation of one.
+        independent values the square root of 20 times the deviation of one. The median of a few is itself noise,
+        and may well be too small: it is taken for more.
         """
-        return middle_of(self._noisy) / 0.6745 / math.sqrt(20) if self._noisy else 0.0
+        if not self._noisy:
+            return 0.0
+        doubt = 1 + FEW_DIFFERENCES / len(self._noisy)
+        return doubt * middle_of(self._noisy) / 0.6745 / math.sqrt(20)
 
     @property
     def start(self) -> float:
