@@ -19,6 +19,7 @@ from curvewatch_workers.diagnosis.rising import (
     overfitting,
     unstable,
 )
+from curvewatch_workers.diagnosis.stopping import should_stop
 from curvewatch_workers.diagnosis.verdict import Diagnosis, Evidence, Verdict
 
 Rule = Callable[[Reading], Finding | None]
@@ -92,7 +93,7 @@ class OnlineDiagnosis:
         if reading.epochs < MIN_EPOCHS:
             return _too_early(reading)
         finding = next(found for rule in RULES if (found := rule(reading)) is not None)
-        return _diagnosis(finding, best=reading.best_epoch)
+        return _diagnosis(finding, stop=should_stop(finding.verdict, reading), best=reading.best_epoch)
 
 
 def diagnose(curve: Curve) -> Diagnosis:
@@ -112,9 +113,12 @@ def diagnose(curve: Curve) -> Diagnosis:
     return online.diagnosis()
 
 
-def _diagnosis(finding: Finding, **epochs: int) -> Diagnosis:
+def _diagnosis(finding: Finding, *, stop: bool, **epochs: int) -> Diagnosis:
     return Diagnosis(
         verdict=finding.verdict,
+        # Rounded, so that a unit that rounds otherwise gives the same number.
+        confidence=round(1 - 2 ** -max(finding.strength, 1.0), 3),
+        stop=stop,
         summary=finding.summary,
         advice=ADVICE[finding.verdict].format_map(epochs),
         evidence=finding.evidence,
@@ -129,12 +133,13 @@ def _not_finite(train: float, validation: float, epoch: int) -> Diagnosis:
         verdict=Verdict.NOT_FINITE,
         summary=f"The loss of some samples is NaN or infinite since epoch {epoch}.",
         evidence=(Evidence(rule="not_finite", message=message, epochs=(epoch,), values=(train,)),),
+        strength=math.inf,
     )
-    return _diagnosis(finding, bad=epoch)
+    return _diagnosis(finding, stop=True, bad=epoch)
 
 
 def _too_early(reading: Reading) -> Diagnosis:
     epochs = reading.epochs
     seen = f"{epochs} {'epoch has' if epochs == 1 else 'epochs have'} finished; a verdict needs {MIN_EPOCHS}."
     found = (evidence("few_epochs", seen, (epochs,), reading.validation_losses),) if epochs else ()
-    return _diagnosis(Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found))
+    return _diagnosis(Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found), stop=False)

@@ -16,6 +16,8 @@ class Finding:
     verdict: Verdict
     summary: str
     evidence: tuple[Evidence, ...]
+    strength: float = 1.0
+    """What was seen, by the bar that it had to reach: at least 1."""
 
 
 def evidence(rule: str, message: str, epochs: Sequence[int], series: Sequence[float]) -> Evidence:

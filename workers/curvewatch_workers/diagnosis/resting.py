@@ -83,6 +83,7 @@ def high(reading: Reading) -> Finding | None:
             about_train(reading, "train_flat", (since, reading.epochs)),
             about_validation(reading, "validation_beside", (since, reading.epochs)),
         ),
+        strength=reading.remaining / HIGH,
     )
 
 
@@ -104,6 +105,7 @@ def flat_midway(reading: Reading) -> Finding | None:
             about_train(reading, "train_flat", (since, reading.epochs)),
             about_validation(reading, "validation_flat", (since, reading.epochs)),
         ),
+        strength=reading.remaining / MIDDLE,
     )
 
 
@@ -134,6 +136,7 @@ def _slow(reading: Reading, since: int) -> Finding:
             evidence("loss_high", f"{_left(reading)}.", (1, reading.epochs), reading.train_losses),
             about_train(reading, "train_falls_steadily", (since, reading.epochs)),
         ),
+        strength=reading.remaining / HIGH,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from curvewatch_workers.diagnosis.findings import (
@@ -66,6 +67,7 @@ def diverging_train(reading: Reading) -> Finding | None:
             about_train(reading, "train_rises", (best, reading.epochs)),
             about_validation(reading, "validation_beside", (best, reading.epochs)),
         ),
+        strength=_strength_of_blow_up(reading.train, reading.epochs),
     )
 
 
@@ -97,6 +99,9 @@ def overfitting(reading: Reading) -> Finding | None:
         return None
     best, now = reading.best_epoch, reading.epochs
     seen = (_rise(reading), about_train(reading, "train_still_falls", (best, now)))
+    strength = validation.held_rise / (RISE * yardstick) if yardstick > 0 else math.inf
+    if not clear:
+        strength = min(strength, validation.rise_by_noise)
     kept = _accuracy_kept(reading)
     if kept is None:
         return Finding(
@@ -106,6 +111,7 @@ def overfitting(reading: Reading) -> Finding | None:
                 "set by heart, and does worse on new samples."
             ),
             evidence=seen,
+            strength=strength,
         )
     return Finding(
         verdict=Verdict.OVERCONFIDENT,
@@ -114,6 +120,7 @@ def overfitting(reading: Reading) -> Finding | None:
             "right as often as before, and surer of its mistakes."
         ),
         evidence=(*seen, kept),
+        strength=strength,
     )
 
 
@@ -138,6 +145,7 @@ def left_behind(reading: Reading) -> Finding | None:
             evidence("validation_left_behind", message, epochs, reading.validation_losses),
             about_train(reading, "train_still_falls", epochs),
         ),
+        strength=learned / (LEFT_BEHIND * train.start),
     )
 
 
@@ -162,13 +170,23 @@ def unstable(reading: Reading) -> Finding | None:
             verdict=Verdict.UNSTABLE,
             summary=f"The {name} loss jumps up and down instead of settling.",
             evidence=(evidence(f"{name}_jumps", message, jumps, losses),),
+            strength=len(jumps) / max(LEAST_JUMPS, JUMPY * later),
         )
     return None
 
 
-def _blows_up(trend: Trend, epochs: int) -> bool:
+def _strength_of_blow_up(trend: Trend, epochs: int) -> float:
+    bar = _bar_of_blow_up(trend, epochs)
+    return trend.held_rise / bar if bar > 0 else math.inf
+
+
+def _bar_of_blow_up(trend: Trend, epochs: int) -> float:
     share = EARLY_BLOW_UP if epochs < FIRST_EPOCHS else BLOW_UP
-    bar = share * max(trend.learned, abs(trend.start))
+    return share * max(trend.learned, abs(trend.start))
+
+
+def _blows_up(trend: Trend, epochs: int) -> bool:
+    bar = _bar_of_blow_up(trend, epochs)
     # Of so large a rise two steps in a row are enough.
     is_rise = trend.rise_beats_noise or trend.rises_in_a_row >= FEW_RISES
     return trend.held_rise > bar and is_rise and not trend.is_recovering()
@@ -207,6 +225,7 @@ def _diverging(reading: Reading, rule: str, how: str) -> Finding:
             about_validation(reading, rule, (best, reading.epochs)),
             about_train(reading, "train_beside", (best, reading.epochs)),
         ),
+        strength=_strength_of_blow_up(reading.validation, reading.epochs),
     )
 
 

@@ -153,10 +153,16 @@ class Trend:
     @property
     def rise_beats_noise(self) -> bool:
         """Tell whether the rise since the best is more than noise: by its height, or by its trend."""
+        return self.rise_by_noise > 1
+
+    @property
+    def rise_by_noise(self) -> float:
+        """The rise since the best by the bar of noise, by its height or its trend, whichever is further over."""
         looks = math.log(len(self.values))
-        if self.held_rise > self.noise_bar(HEIGHT_PER_LOOK * looks):
-            return True
-        return self._rise_of_line() > LINE_PER_LOOK * looks * self.noise
+        height, line = self.noise_bar(HEIGHT_PER_LOOK * looks), LINE_PER_LOOK * looks * self.noise
+        if height == 0:
+            return math.inf if self.held_rise > 0 or self._rise_of_line() > 0 else 0.0
+        return max(self.held_rise / height, self._rise_of_line() / line)
 
     @property
     def rises_in_a_row(self) -> int:
