@@ -6,7 +6,7 @@ from typing import Final
 
 from curvewatch_workers.diagnosis.verdict import Verdict
 
-_BEST: Final = "the checkpoint of epoch {best} or, if none was taken there, the best that was kept"
+_BEST: Final = "the best checkpoint that was kept, of epoch {best} or near it"
 """Checkpoints are spaced in time: in short epochs the best one may have none."""
 
 ADVICE: Final[dict[Verdict, str]] = {
