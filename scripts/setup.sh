@@ -22,17 +22,25 @@ if [ "${#missing[@]}" -gt 0 ] && [ "${CURVEWATCH_APT:-1}" != 0 ] && command -v a
     if [ "$(id -u)" = 0 ]; then apt=(env DEBIAN_FRONTEND=noninteractive apt-get)
     elif sudo -n true 2>/dev/null; then apt=(sudo -n env DEBIAN_FRONTEND=noninteractive apt-get); fi
 fi
-if [ "${#apt[@]}" -gt 0 ]; then
-    echo "Installing ${missing[*]} through apt-get"
+install() {
     "${apt[@]}" update -q >/dev/null
     # A package that cannot be had must not keep the others away.
-    for package in "${missing[@]}"; do
+    for package in "$@"; do
         "${apt[@]}" install -q -y --no-install-recommends "$package" >/dev/null \
             || echo "could not install $package; the tests that need it will skip" >&2
     done
+}
+installing=
+if [ "${#apt[@]}" -gt 0 ]; then
+    echo "Installing ${missing[*]} through apt-get"
+    # Python's packages come meanwhile, unless they need one of these.
+    install "${missing[@]}" &
+    installing=$!
+    [[ " ${missing[*]} " != *" python3-venv "* ]] || wait "$installing"
 elif [ "${#missing[@]}" -gt 0 ]; then
     echo "Not installed, and not allowed to install: ${missing[*]}; the tests that need them will skip" >&2
 fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+[ -z "$installing" ] || wait "$installing"

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes says what else the machine does.
+hypothesis.settings.register_profile("curvewatch", deadline=None)
+hypothesis.settings.load_profile("curvewatch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

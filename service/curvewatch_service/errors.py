@@ -13,6 +13,7 @@ ServiceError: carries the HTTP status it is answered with
 ├── IllegalTransitionError (409): a move that is not in the life of a run
 ├── RunEndedError (409): there is nothing left to stop
 ├── ClusterUnavailableError (503): Ray does not answer
+├── CurveFileError: a file holds no learning curve that can be read
 ├── SettingsError: a setting cannot be used
 └── DatabaseVersionError: the database was written by a newer Curvewatch
 """
@@ -96,6 +97,10 @@ class ClusterUnavailableError(ServiceError):
     """Ray does not answer."""
 
     status = 503
+
+
+class CurveFileError(ServiceError):
+    """A file holds no learning curve that can be read."""
 
 
 class SettingsError(ServiceError):

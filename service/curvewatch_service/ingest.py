@@ -7,18 +7,17 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
 from curvewatch_service import replays
+from curvewatch_service.curves import describe_curve, finite
 from curvewatch_service.errors import BadRequestError
 from curvewatch_service.rows import REPLAY_KEY, add_event, other_attempts, visible_epochs
 from curvewatch_service.runs import RunState
 from curvewatch_service.tables import AttemptRow, EpochRow, RunRow
-from curvewatch_workers import diagnosis
 from curvewatch_workers.contract import (
     SPLITS,
     AttemptStarted,
@@ -218,24 +217,6 @@ def curve_of(points: Sequence[Point]) -> Curve:
     )
 
 
-def describe_curve(curve: Curve, *, window: int) -> dict[str, Any]:
-    """Return the fields of a curve's `Diagnosis` and `CurveSummary` as JSON, null where not finite."""
-    fields = {**asdict(diagnosis.diagnose(curve)), **asdict(diagnosis.summarize(curve, window=window))}
-    finite: dict[str, Any] = _finite(fields)
-    return finite
-
-
-def _finite(value: Any) -> Any:
-    """Return the value as JSON can hold it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value
-
-
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
@@ -246,9 +227,9 @@ def _epoch_row(record: EpochRecord) -> EpochRow:
         run_id=record.run_id,
         epoch=record.epoch,
         attempt=record.attempt,
-        train_loss=_finite(train.loss),
-        validation_loss=_finite(validation.loss),
-        validation_metrics=_finite(validation.metric_values),
+        train_loss=finite(train.loss),
+        validation_loss=finite(validation.loss),
+        validation_metrics=finite(validation.metric_values),
         nonfinite=bool(train.nonfinite_samples or validation.nonfinite_samples),
         train_samples=train.samples_seen,
         train_nonfinite_samples=train.nonfinite_samples,

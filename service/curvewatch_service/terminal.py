@@ -219,31 +219,46 @@ def receipt_table(epochs: Sequence[EpochView]) -> RenderableType:
 def curve_chart(
     epochs: Sequence[EpochView], *, width: int = 76, height: int = 16, color: bool = True
 ) -> Text:
-    """Draw train and validation loss by epoch, with the best epoch marked.
+    """Draw train and validation loss by epoch, with the best epoch marked."""
+    points = {
+        split: [(epoch.epoch, getattr(epoch, split).loss) for epoch in epochs]
+        for split in ("train", "validation")
+    }
+    return loss_chart(points["train"], points["validation"], width=width, height=height, color=color)
+
+
+Points = Sequence[tuple[int, float | None]]
+"""Epochs and their losses."""
+
+
+def loss_chart(
+    train: Points, validation: Points, *, width: int = 76, height: int = 16, color: bool = True
+) -> Text:
+    """Draw two losses by epoch, with the lowest validation loss marked.
 
     With color the lines differ by color, without by mark: `o` for train, `x` for validation.
     """
     from plotext import figure, marker, terminal
 
-    series = {
-        name: [(e.epoch, loss) for e in epochs if (loss := _finite(getattr(e, name).loss)) is not None]
-        for name in ("train", "validation")
-    }
-    values = [loss for points in series.values() for _, loss in points]
+    series = [
+        [(epoch, loss) for epoch, value in points if (loss := _finite(value)) is not None]
+        for points in (train, validation)
+    ]
+    values = [loss for points in series for _, loss in points]
     if not values:
         return Text("No curve: no epoch has a finite loss.", "dim")
     terminal.limit(False, False)
     figure.clear()
     figure.theme("simple")
     figure.plot_size(width, height)
-    for points, dot, hue in zip(series.values(), "ox", ("blue+", "orange+"), strict=True):
+    for points, dot, hue in zip(series, "ox", ("blue+", "orange+"), strict=True):
         if points:
             mark = marker("braille", hue) if color else dot
             figure.draw(figure.signal(*zip(*points, strict=True), marker=mark).lines(color))
-    best = best_epoch(epochs)
+    best = min(series[1], key=lambda point: (point[1], point[0]), default=None)
     if best is not None:
-        figure.draw(figure.signal([best.epoch], [best.validation.loss], marker=marker("*", "green+")))
-    figure.ruler("x").ticks(_ticks(epochs[0].epoch, epochs[-1].epoch))
+        figure.draw(figure.signal([best[0]], [best[1]], marker=marker("*", "green+")))
+    figure.ruler("x").ticks(_ticks(train[0][0], train[-1][0]))
     logarithmic = min(values) > 0 and max(values) / min(values) > _LOG_SCALE_FROM
     if logarithmic:
         figure.ruler("y").scale("log")
@@ -252,7 +267,7 @@ def curve_chart(
     return Text("\n").join([_legend(best, color=color, logarithmic=logarithmic), text])
 
 
-def _legend(best: EpochView | None, *, color: bool, logarithmic: bool) -> Text:
+def _legend(best: tuple[int, float] | None, *, color: bool, logarithmic: bool) -> Text:
     train, validation = ("━━", "━━") if color else ("o", "x")
     text = Text.assemble(
         ("loss by epoch" + (", logarithmic" if logarithmic else ""), "bold"),
@@ -263,7 +278,7 @@ def _legend(best: EpochView | None, *, color: bool, logarithmic: bool) -> Text:
     )
     if best is not None:
         text.append("   *", "bold bright_green")
-        text.append(f" best {number(best.validation.loss)}, epoch {best.epoch}")
+        text.append(f" best {number(best[1])}, epoch {best[0]}")
     return text
 
 

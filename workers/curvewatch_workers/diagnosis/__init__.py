@@ -4,7 +4,16 @@ Needs the standard library only. docs/diagnosis.md defines the verdicts and the 
 """
 
 from curvewatch_workers.diagnosis.curve import Curve, CurveSummary, summarize
-from curvewatch_workers.diagnosis.diagnose import diagnose
+from curvewatch_workers.diagnosis.diagnose import OnlineDiagnosis, diagnose
 from curvewatch_workers.diagnosis.verdict import Diagnosis, Evidence, Verdict
 
-__all__ = ["Curve", "CurveSummary", "Diagnosis", "Evidence", "Verdict", "diagnose", "summarize"]
+__all__ = [
+    "Curve",
+    "CurveSummary",
+    "Diagnosis",
+    "Evidence",
+    "OnlineDiagnosis",
+    "Verdict",
+    "diagnose",
+    "summarize",
+]

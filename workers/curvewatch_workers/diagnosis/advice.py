@@ -6,10 +6,7 @@ from typing import Final
 
 from curvewatch_workers.diagnosis.verdict import Verdict
 
-_BEST: Final = (
-    "the best checkpoint that was kept, of epoch {best} or, if none was taken there, of another one (the run's "
-    "page and `curvewatch show` name its path once the run has ended)"
-)
+_BEST: Final = "the best checkpoint that was kept, of epoch {best} or near it"
 """Checkpoints are spaced in time: in short epochs the best one may have none."""
 
 ADVICE: Final[dict[Verdict, str]] = {

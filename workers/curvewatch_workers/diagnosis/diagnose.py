@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from curvewatch_workers.diagnosis.advice import ADVICE
@@ -18,7 +19,8 @@ from curvewatch_workers.diagnosis.rising import (
     overfitting,
     unstable,
 )
-from curvewatch_workers.diagnosis.verdict import Diagnosis, Verdict
+from curvewatch_workers.diagnosis.stopping import should_stop
+from curvewatch_workers.diagnosis.verdict import Diagnosis, Evidence, Verdict
 
 Rule = Callable[[Reading], Finding | None]
 
@@ -41,45 +43,103 @@ MIN_EPOCHS = 5
 """Epochs below which nothing is said: a line through so few points says anything."""
 
 
+class OnlineDiagnosis:
+    """Reads a curve as it grows; after each epoch it says what `diagnose` says of the curve so far."""
+
+    def __init__(self) -> None:
+        self._reading = Reading()
+        self._not_finite: Diagnosis | None = None
+
+    def add(
+        self,
+        train: float,
+        validation: float,
+        *,
+        nonfinite: bool = False,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Diagnosis:
+        """Take in the next epoch; return what the curve says so far.
+
+        Args:
+            train: Mean train loss.
+            validation: Mean validation loss.
+            nonfinite: Whether a sample's loss was NaN or infinite.
+            metrics: Validation metrics by name, such as `accuracy` as a ratio from 0 to 1.
+        """
+        self.append(train, validation, nonfinite=nonfinite, metrics=metrics)
+        return self.diagnosis()
+
+    def append(
+        self,
+        train: float,
+        validation: float,
+        *,
+        nonfinite: bool = False,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Take in the next epoch, as `add` does, without asking what it means."""
+        if self._not_finite is not None:
+            return
+        if nonfinite or not (math.isfinite(train) and math.isfinite(validation)):
+            self._not_finite = _not_finite(train, validation, self._reading.epochs + 1)
+        else:
+            self._reading.append(train, validation, metrics or {})
+
+    def diagnosis(self) -> Diagnosis:
+        """Return what the curve says so far."""
+        if self._not_finite is not None:
+            return self._not_finite
+        reading = self._reading
+        if reading.epochs < MIN_EPOCHS:
+            return _too_early(reading)
+        finding = next(found for rule in RULES if (found := rule(reading)) is not None)
+        return _diagnosis(finding, stop=should_stop(finding.verdict, reading), best=reading.best_epoch)
+
+
 def diagnose(curve: Curve) -> Diagnosis:
     """Tell the pattern of a curve so far, with evidence and advice.
 
-    Reads only what is there, so that it may be called after every epoch.
+    Reads only what is there, so that it may be called after every epoch; `OnlineDiagnosis` says the same, epoch by
+    epoch.
     """
-    bad = next((index for index in range(len(curve)) if not curve.is_finite_at(index)), None)
-    if bad is not None:
-        return _not_finite(curve, bad + 1)
-    if len(curve) < MIN_EPOCHS:
-        return _too_early(curve)
-    reading = Reading.of(curve)
-    finding = next(found for rule in RULES if (found := rule(reading)) is not None)
-    return _diagnosis(finding, best=reading.best_epoch)
+    online = OnlineDiagnosis()
+    for index, (train, validation) in enumerate(zip(curve.train, curve.validation, strict=True)):
+        online.append(
+            train,
+            validation,
+            nonfinite=bool(curve.nonfinite) and curve.nonfinite[index],
+            metrics={name: values[index] for name, values in curve.metrics.items()},
+        )
+    return online.diagnosis()
 
 
-def _diagnosis(finding: Finding, **epochs: int) -> Diagnosis:
+def _diagnosis(finding: Finding, *, stop: bool, **epochs: int) -> Diagnosis:
     return Diagnosis(
         verdict=finding.verdict,
+        # Rounded, so that a unit that rounds otherwise gives the same number.
+        confidence=round(1 - 2 ** -max(finding.strength, 1.0), 3),
+        stop=stop,
         summary=finding.summary,
         advice=ADVICE[finding.verdict].format_map(epochs),
         evidence=finding.evidence,
     )
 
 
-def _not_finite(curve: Curve, epoch: int) -> Diagnosis:
-    train, validation = curve.train[epoch - 1], curve.validation[epoch - 1]
+def _not_finite(train: float, validation: float, epoch: int) -> Diagnosis:
     message = (
         f"Epoch {epoch} has losses that are not finite (train {train:.4g}, validation {validation:.4g})."
     )
     finding = Finding(
         verdict=Verdict.NOT_FINITE,
         summary=f"The loss of some samples is NaN or infinite since epoch {epoch}.",
-        evidence=(evidence("not_finite", message, (epoch,), curve.train),),
+        evidence=(Evidence(rule="not_finite", message=message, epochs=(epoch,), values=(train,)),),
+        strength=math.inf,
     )
-    return _diagnosis(finding, bad=epoch)
+    return _diagnosis(finding, stop=True, bad=epoch)
 
 
-def _too_early(curve: Curve) -> Diagnosis:
-    epochs = len(curve)
+def _too_early(reading: Reading) -> Diagnosis:
+    epochs = reading.epochs
     seen = f"{epochs} {'epoch has' if epochs == 1 else 'epochs have'} finished; a verdict needs {MIN_EPOCHS}."
-    found = (evidence("few_epochs", seen, (epochs,), curve.validation),) if epochs else ()
-    return _diagnosis(Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found))
+    found = (evidence("few_epochs", seen, (epochs,), reading.validation_losses),) if epochs else ()
+    return _diagnosis(Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found), stop=False)

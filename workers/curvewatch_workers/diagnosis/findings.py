@@ -16,6 +16,8 @@ class Finding:
     verdict: Verdict
     summary: str
     evidence: tuple[Evidence, ...]
+    strength: float = 1.0
+    """What was seen, by the bar that it had to reach: at least 1."""
 
 
 def evidence(rule: str, message: str, epochs: Sequence[int], series: Sequence[float]) -> Evidence:
@@ -28,12 +30,12 @@ def evidence(rule: str, message: str, epochs: Sequence[int], series: Sequence[fl
 
 def about_train(reading: Reading, rule: str, epochs: Sequence[int]) -> Evidence:
     """Tell where train loss was and is."""
-    return evidence(rule, _path("Train loss", reading.curve.train, epochs), epochs, reading.curve.train)
+    return evidence(rule, _path("Train loss", reading.train_losses, epochs), epochs, reading.train_losses)
 
 
 def about_validation(reading: Reading, rule: str, epochs: Sequence[int]) -> Evidence:
     """Tell where validation loss was and is."""
-    series = reading.curve.validation
+    series = reading.validation_losses
     return evidence(rule, _path("Validation loss", series, epochs), epochs, series)
 
 

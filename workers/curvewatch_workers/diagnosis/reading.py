@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import math
+from collections.abc import Mapping
 from typing import Final
 
-from curvewatch_workers.diagnosis.curve import Curve
 from curvewatch_workers.diagnosis.trend import Trend
 
 LEAST_SHARE: Final = 0.05
@@ -14,43 +13,65 @@ LEAST_SHARE: Final = 0.05
 ACCURACY_NAMES: Final = ("accuracy", "acc", "balanced_accuracy", "top_1", "top1")
 
 
-@dataclass(frozen=True)
 class Reading:
-    """A curve of at least one epoch whose losses are all finite."""
+    """A curve whose losses are all finite, read as it grows epoch by epoch."""
 
-    curve: Curve
-    unit: float
-    """Largest absolute loss. Both trends are in this unit, so that scaling the losses changes nothing."""
-    train: Trend
-    validation: Trend
+    def __init__(self) -> None:
+        self.train_losses: list[float] = []
+        """Mean train loss of each epoch, in the curve's own unit."""
+        self.validation_losses: list[float] = []
+        """Mean validation loss of each epoch, in the curve's own unit."""
+        self.unit = 1.0
+        """A power of two that no loss is larger than. Both trends are in this unit, so that nothing overflows."""
+        self.train, self.validation = Trend(), Trend()
+        self._accuracies: dict[str, Trend] = {}
 
-    @classmethod
-    def of(cls, curve: Curve) -> Reading:
-        """Read a curve."""
-        unit = max(abs(loss) for loss in (*curve.train, *curve.validation)) or 1.0
-        return cls(
-            curve,
-            unit,
-            Trend(tuple(loss / unit for loss in curve.train)),
-            Trend(tuple(loss / unit for loss in curve.validation)),
-        )
+    def append(self, train: float, validation: float, metrics: Mapping[str, float]) -> None:
+        """Take in the next epoch.
+
+        Args:
+            train: Mean train loss, finite.
+            validation: Mean validation loss, finite.
+            metrics: Validation metrics by name.
+        """
+        self.train_losses.append(train)
+        self.validation_losses.append(validation)
+        largest = max(abs(train), abs(validation))
+        if self.epochs == 1 or largest > self.unit:
+            # Exact, so that it makes no difference when the unit grew.
+            self.unit = math.ldexp(1.0, max(min(math.frexp(largest)[1], 1023), -1021)) if largest else 1.0
+            self.train = Trend(loss / self.unit for loss in self.train_losses)
+            self.validation = Trend(loss / self.unit for loss in self.validation_losses)
+        else:
+            self.train.append(train / self.unit)
+            self.validation.append(validation / self.unit)
+        for name in ACCURACY_NAMES:
+            self._note_accuracy(name, metrics.get(name))
+
+    def _note_accuracy(self, name: str, value: float | None) -> None:
+        if value is None or not 0 <= value <= 1:
+            self._accuracies.pop(name, None)
+        elif self.epochs == 1:
+            self._accuracies[name] = Trend([value])
+        elif name in self._accuracies:
+            self._accuracies[name].append(value)
 
     @property
     def epochs(self) -> int:
         """Epochs so far."""
-        return len(self.curve)
+        return len(self.train_losses)
 
-    @cached_property
+    @property
     def best_epoch(self) -> int:
         """Epoch of the lowest validation loss."""
-        return self.curve.validation.index(min(self.curve.validation)) + 1
+        return self.validation.lowest + 1
 
-    @cached_property
+    @property
     def has_zero(self) -> bool:
         """Tell whether 0 may be the lowest possible loss; a loss that goes below has no level to judge."""
-        return min(*self.train.values, *self.validation.values) >= 0
+        return min(self.train.values[self.train.lowest], self.validation.values[self.validation.lowest]) >= 0
 
-    @cached_property
+    @property
     def learned(self) -> float:
         """How far validation loss came down, or train loss where that came down further."""
         start = min(self.train.start, self.validation.start)
@@ -67,7 +88,7 @@ class Reading:
             return learned
         return max(float((level * learned) ** 0.5), LEAST_SHARE * learned)
 
-    @cached_property
+    @property
     def remaining(self) -> float:
         """Share of the first train loss that is left, on the better of both splits.
 
@@ -76,11 +97,7 @@ class Reading:
         level = min(self.train.level, self.validation.level)
         return level / self.train.start if self.train.start > 0 else 0.0
 
-    @cached_property
+    @property
     def accuracy(self) -> Trend | None:
         """Validation accuracy, as a ratio; None when the curve has none or some of it is not known."""
-        for name in ACCURACY_NAMES:
-            values = self.curve.metrics.get(name)
-            if values and all(0 <= value <= 1 for value in values):
-                return Trend(tuple(values))
-        return None
+        return next((self._accuracies[name] for name in ACCURACY_NAMES if name in self._accuracies), None)

@@ -59,7 +59,7 @@ def too_early(reading: Reading) -> Finding | None:
     return Finding(
         verdict=Verdict.TOO_EARLY,
         summary=f"Nothing is wrong so far; {reading.epochs} epochs do not tell yet how well it learns.",
-        evidence=(evidence("loss_high", message, (1, reading.epochs), reading.curve.train),),
+        evidence=(evidence("loss_high", message, (1, reading.epochs), reading.train_losses),),
     )
 
 
@@ -79,10 +79,11 @@ def high(reading: Reading) -> Finding | None:
         verdict=Verdict.UNDERFITTING,
         summary=f"The model does not even fit the train set: the losses have come to rest high up{accuracy}.",
         evidence=(
-            evidence("loss_high", f"{_left(reading)}.", (1, reading.epochs), reading.curve.train),
+            evidence("loss_high", f"{_left(reading)}.", (1, reading.epochs), reading.train_losses),
             about_train(reading, "train_flat", (since, reading.epochs)),
             about_validation(reading, "validation_beside", (since, reading.epochs)),
         ),
+        strength=reading.remaining / HIGH,
     )
 
 
@@ -104,14 +105,15 @@ def flat_midway(reading: Reading) -> Finding | None:
             about_train(reading, "train_flat", (since, reading.epochs)),
             about_validation(reading, "validation_flat", (since, reading.epochs)),
         ),
+        strength=reading.remaining / MIDDLE,
     )
 
 
 def good_fit(reading: Reading) -> Finding:
     """Nothing is wrong: validation loss is at or near its best."""
-    losses, best, now = reading.curve.validation, reading.best_epoch, reading.epochs
+    losses, best, now = reading.validation_losses, reading.best_epoch, reading.epochs
     since = "its best so far" if best == now else f"its best was {losses[best - 1]:.4g} at epoch {best}"
-    gap = losses[-1] - reading.curve.train[-1]
+    gap = losses[-1] - reading.train_losses[-1]
     message = (
         f"Validation loss is {losses[-1]:.4g} at epoch {now}, {since}; its gap to train loss is {gap:.4g}."
     )
@@ -131,9 +133,10 @@ def _slow(reading: Reading, since: int) -> Finding:
         verdict=Verdict.SLOW_CONVERGENCE,
         summary="The losses come down steadily, but so slowly that most of the way is still ahead.",
         evidence=(
-            evidence("loss_high", f"{_left(reading)}.", (1, reading.epochs), reading.curve.train),
+            evidence("loss_high", f"{_left(reading)}.", (1, reading.epochs), reading.train_losses),
             about_train(reading, "train_falls_steadily", (since, reading.epochs)),
         ),
+        strength=reading.remaining / HIGH,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from curvewatch_workers.diagnosis.findings import (
@@ -20,6 +21,10 @@ RISE: Final = 0.05
 CLEAR_RISE: Final = 0.2
 """The same for a rise that went on at every epoch since the best: it needs no estimate of the noise, of which
 there is none in a run of a few epochs."""
+RISES: Final = 5
+"""Rises in a row that are no chance: of six values in any order, one order in 720."""
+FEW_RISES: Final = 2
+"""Rises in a row that are enough where everything before was in order too."""
 FALL: Final = 0.02
 """Fall of the train loss, on its yardstick, that counts as going on learning the train set."""
 BY_HEART: Final = 0.05
@@ -54,8 +59,7 @@ def diverging_train(reading: Reading) -> Finding | None:
     """Train loss has risen far above its best, and stays there."""
     if not _blows_up(reading.train, reading.epochs):
         return None
-    losses = reading.curve.train
-    best = losses.index(min(losses)) + 1
+    best = reading.train.lowest + 1
     return Finding(
         verdict=Verdict.DIVERGING,
         summary=f"Training diverges: train loss has been rising since epoch {best} and does not recover.",
@@ -63,6 +67,7 @@ def diverging_train(reading: Reading) -> Finding | None:
             about_train(reading, "train_rises", (best, reading.epochs)),
             about_validation(reading, "validation_beside", (best, reading.epochs)),
         ),
+        strength=_strength_of_blow_up(reading.train, reading.epochs),
     )
 
 
@@ -89,11 +94,14 @@ def overfitting(reading: Reading) -> Finding | None:
     yardstick = reading.yardstick(validation.low, reading.learned)
     if validation.held_rise <= RISE * yardstick or not _went_on_learning(reading):
         return None
-    clear = validation.level - validation.low > CLEAR_RISE * yardstick and validation.rises_every_epoch()
+    clear = validation.level - validation.low > CLEAR_RISE * yardstick and _rises_clearly(reading)
     if not clear and not validation.rise_beats_noise:
         return None
     best, now = reading.best_epoch, reading.epochs
     seen = (_rise(reading), about_train(reading, "train_still_falls", (best, now)))
+    strength = validation.held_rise / (RISE * yardstick) if yardstick > 0 else math.inf
+    if not clear:
+        strength = min(strength, validation.rise_by_noise)
     kept = _accuracy_kept(reading)
     if kept is None:
         return Finding(
@@ -103,6 +111,7 @@ def overfitting(reading: Reading) -> Finding | None:
                 "set by heart, and does worse on new samples."
             ),
             evidence=seen,
+            strength=strength,
         )
     return Finding(
         verdict=Verdict.OVERCONFIDENT,
@@ -111,6 +120,7 @@ def overfitting(reading: Reading) -> Finding | None:
             "right as often as before, and surer of its mistakes."
         ),
         evidence=(*seen, kept),
+        strength=strength,
     )
 
 
@@ -132,9 +142,10 @@ def left_behind(reading: Reading) -> Finding | None:
         verdict=Verdict.OVERFITTING,
         summary="The model learns the train set by heart, and next to nothing that holds for new samples.",
         evidence=(
-            evidence("validation_left_behind", message, epochs, reading.curve.validation),
+            evidence("validation_left_behind", message, epochs, reading.validation_losses),
             about_train(reading, "train_still_falls", epochs),
         ),
+        strength=learned / (LEFT_BEHIND * train.start),
     )
 
 
@@ -144,8 +155,8 @@ def unstable(reading: Reading) -> Finding | None:
         return None
     later = reading.epochs - reading.epochs // 2
     for name, trend, losses in (
-        ("train", reading.train, reading.curve.train),
-        ("validation", reading.validation, reading.curve.validation),
+        ("train", reading.train, reading.train_losses),
+        ("validation", reading.validation, reading.validation_losses),
     ):
         jumps = _jumps(reading, trend)
         if len(jumps) < max(LEAST_JUMPS, JUMPY * later):
@@ -159,14 +170,26 @@ def unstable(reading: Reading) -> Finding | None:
             verdict=Verdict.UNSTABLE,
             summary=f"The {name} loss jumps up and down instead of settling.",
             evidence=(evidence(f"{name}_jumps", message, jumps, losses),),
+            strength=len(jumps) / max(LEAST_JUMPS, JUMPY * later),
         )
     return None
 
 
-def _blows_up(trend: Trend, epochs: int) -> bool:
+def _strength_of_blow_up(trend: Trend, epochs: int) -> float:
+    bar = _bar_of_blow_up(trend, epochs)
+    return trend.held_rise / bar if bar > 0 else math.inf
+
+
+def _bar_of_blow_up(trend: Trend, epochs: int) -> float:
     share = EARLY_BLOW_UP if epochs < FIRST_EPOCHS else BLOW_UP
-    bar = share * max(trend.learned, abs(trend.start))
-    return trend.held_rise > bar and trend.rise_beats_noise and not trend.is_recovering()
+    return share * max(trend.learned, abs(trend.start))
+
+
+def _blows_up(trend: Trend, epochs: int) -> bool:
+    bar = _bar_of_blow_up(trend, epochs)
+    # Of so large a rise two steps in a row are enough.
+    is_rise = trend.rise_beats_noise or trend.rises_in_a_row >= FEW_RISES
+    return trend.held_rise > bar and is_rise and not trend.is_recovering()
 
 
 def _went_on_learning(reading: Reading) -> bool:
@@ -179,6 +202,20 @@ def _went_on_learning(reading: Reading) -> bool:
     return by_heart or then - train.level > max(FALL * reading.yardstick(then, train.learned), noise)
 
 
+def _rises_clearly(reading: Reading) -> bool:
+    """Tell whether validation loss rose without a break since its best, more often than chance would have it."""
+    train, validation = reading.train, reading.validation
+    rises = validation.rises_in_a_row
+    if rises >= RISES:
+        return True
+    # Both fell without a break until validation loss turned: noise does that in one run of hundreds.
+    return (
+        rises >= FEW_RISES
+        and validation.falls_without_a_break(validation.lowest)
+        and train.falls_without_a_break(reading.epochs - 1)
+    )
+
+
 def _diverging(reading: Reading, rule: str, how: str) -> Finding:
     best = reading.best_epoch
     return Finding(
@@ -188,6 +225,7 @@ def _diverging(reading: Reading, rule: str, how: str) -> Finding:
             about_validation(reading, rule, (best, reading.epochs)),
             about_train(reading, "train_beside", (best, reading.epochs)),
         ),
+        strength=_strength_of_blow_up(reading.validation, reading.epochs),
     )
 
 
@@ -195,11 +233,11 @@ def _rise(reading: Reading) -> Evidence:
     validation, best, now = reading.validation, reading.best_epoch, reading.epochs
     window = f"the latest {validation.window} epochs" if validation.window > 1 else "the latest epoch"
     message = (
-        f"Validation loss was {reading.curve.validation[best - 1]:.4g} at epoch {best} and is "
+        f"Validation loss was {reading.validation_losses[best - 1]:.4g} at epoch {best} and is "
         f"{validation.level * reading.unit:.4g} over {window}; its noise is about "
         f"{validation.noise * reading.unit:.2g}."
     )
-    return evidence("validation_rises", message, (best, now), reading.curve.validation)
+    return evidence("validation_rises", message, (best, now), reading.validation_losses)
 
 
 def _accuracy_kept(reading: Reading) -> Evidence | None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 FIRST_EPOCH_CAP = 10.0
@@ -20,6 +17,7 @@ FLAT = 0.03
 
 LEAST_FOR_NOISE = 20
 """Epochs from which noise is estimated, if there are so many: fewer make the estimate itself noise."""
+FEW_DIFFERENCES = 3.0
 HEIGHT_PER_LOOK = 2.6
 """Noise of a smoothed value that the height of a rise must beat, for each unit of the logarithm of the epochs:
 the more epochs, the lower the best of them lies by chance, and the more often the question was asked."""
@@ -33,6 +31,11 @@ def window_for(epochs: int) -> int:
     return max(min(epochs // 5, 3), min(epochs // 20, 25), 1)
 
 
+def middle_of(ordered: Sequence[float]) -> float:
+    """Return the median of values in order of size."""
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
 def rolling_median(values: Sequence[float], width: int) -> list[float]:
     """Return the median of each `width` neighbours, in order: `len(values) - width + 1` of them."""
     ordered: list[float] = []
@@ -42,51 +45,90 @@ def rolling_median(values: Sequence[float], width: int) -> list[float]:
         if len(ordered) > width:
             del ordered[bisect_left(ordered, values[index - width])]
         if len(ordered) == width:
-            medians.append((ordered[(width - 1) // 2] + ordered[width // 2]) / 2)
+            medians.append(middle_of(ordered))
     return medians
 
 
-def noise_of(values: Sequence[float]) -> float:
-    """Estimate the standard deviation of the noise around a smooth curve.
-
-    Third differences lose trend and bend of a curve; their median size loses its spikes and sudden steps.
-    0.6745 makes that median a standard deviation, and the weights 1, -3, 3, -1 give the difference of
-    independent values the square root of 20 times the deviation of one.
-    """
-    if len(values) < 4:
-        return 0.0
-    thirds = [
-        abs(values[i] - 3 * values[i + 1] + 3 * values[i + 2] - values[i + 3]) for i in range(len(values) - 3)
-    ]
-    return statistics.median(thirds) / 0.6745 / math.sqrt(20)
-
-
-@dataclass(frozen=True)
 class Trend:
-    """A series of finite values, at least one, of size 1 at most."""
+    """A series of finite values, of size 1 at most, that grows epoch by epoch.
 
-    values: tuple[float, ...]
+    What rules ask again after every epoch is kept up to date: an epoch costs the logarithm of the epochs so far, but
+    for the few at which the window grows.
+    """
 
-    @cached_property
-    def window(self) -> int:
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self.values: list[float] = []
+        self.lowest = 0
+        """Index of the lowest value, the first one when several share it."""
+        self.window = 1
         """Epochs that each smoothed value stands for."""
-        return window_for(len(self.values))
-
-    @cached_property
-    def smooth(self) -> list[float]:
+        self.smooth: list[float] = []
         """Medians over the window; entry k covers epochs k + 1 to k + window."""
-        return rolling_median(self.values, self.window)
+        self.best = 0
+        """Index of the lowest smoothed value, the first one when several share it."""
+        self._latest: list[float] = []
+        """The values of the latest window, in order of size."""
+        self._thirds: list[float] = []
+        """Sizes of the third differences."""
+        self._noisy: list[float] = []
+        """Those that noise is estimated of, in order of size."""
+        self._noise_from = 0
+        for value in values:
+            self.append(value)
 
-    @cached_property
+    def append(self, value: float) -> None:
+        """Take in the next epoch."""
+        self.values.append(value)
+        if value < self.values[self.lowest]:
+            self.lowest = len(self.values) - 1
+        window = window_for(len(self.values))
+        if window == self.window:
+            self._smooth_next(value)
+        else:
+            self.window = window
+            self._latest = sorted(self.values[-window:])
+            self.smooth = rolling_median(self.values, window)
+            self.best = min(range(len(self.smooth)), key=self.smooth.__getitem__)
+        self._note_noise()
+
+    def _smooth_next(self, value: float) -> None:
+        insort(self._latest, value)
+        if len(self._latest) > self.window:
+            del self._latest[bisect_left(self._latest, self.values[-1 - self.window])]
+        self.smooth.append(middle_of(self._latest))
+        if self.smooth[-1] < self.smooth[self.best]:
+            self.best = len(self.smooth) - 1
+
+    def _note_noise(self) -> None:
+        """Keep the third differences of the values without the first quarter of a run long enough to do without it."""
+        epochs = len(self.values)
+        if epochs >= 4:
+            first, second, third, fourth = self.values[-4:]
+            self._thirds.append(abs(first - 3 * second + 3 * third - fourth))
+            insort(self._noisy, self._thirds[-1])
+        while self._noise_from < epochs - max(epochs * 3 // 4, LEAST_FOR_NOISE):
+            del self._noisy[bisect_left(self._noisy, self._thirds[self._noise_from])]
+            self._noise_from += 1
+
+    @property
+    def noise(self) -> float:
+        """Estimated standard deviation of the noise of one value around a smooth curve.
+
+        Third differences lose trend and bend of a curve; their median size loses its spikes and sudden steps.
+        0.6745 makes that median a standard deviation, and the weights 1, -3, 3, -1 give the difference of
+        independent values the square root of 20 times the deviation of one. The median of a few is itself noise,
+        and may well be too small: it is taken for more.
+        """
+        if not self._noisy:
+            return 0.0
+        doubt = 1 + FEW_DIFFERENCES / len(self._noisy)
+        return doubt * middle_of(self._noisy) / 0.6745 / math.sqrt(20)
+
+    @property
     def start(self) -> float:
         """Value that learning is measured from."""
         first, second = self.values[0], self.values[min(1, len(self.values) - 1)]
         return min(first, FIRST_EPOCH_CAP * second) if second > 0 else first
-
-    @cached_property
-    def best(self) -> int:
-        """Index of the lowest smoothed value, the first one when several share it."""
-        return min(range(len(self.smooth)), key=self.smooth.__getitem__)
 
     @property
     def low(self) -> float:
@@ -103,28 +145,34 @@ class Trend:
         """How far the smoothed series has come down from its start, at its best; never negative."""
         return max(self.start - self.low, 0.0)
 
-    @cached_property
+    @property
     def held_rise(self) -> float:
         """How far above its best the smoothed series has been for a whole window, at least two epochs."""
         return min(self.smooth[-max(self.window, 2) :]) - self.low
 
-    @cached_property
-    def noise(self) -> float:
-        """Standard deviation of one value, without the first quarter of a run long enough to do without it."""
-        return noise_of(self.values[-max(len(self.values) * 3 // 4, LEAST_FOR_NOISE) :])
-
-    @cached_property
+    @property
     def rise_beats_noise(self) -> bool:
         """Tell whether the rise since the best is more than noise: by its height, or by its trend."""
-        looks = math.log(len(self.values))
-        if self.held_rise > self.noise_bar(HEIGHT_PER_LOOK * looks):
-            return True
-        return self._rise_of_line() > LINE_PER_LOOK * looks * self.noise
+        return self.rise_by_noise > 1
 
-    def rises_every_epoch(self) -> bool:
-        """Tell whether every value since the lowest is above the one before, for two epochs at least."""
-        since = self.values[self.values.index(min(self.values)) :]
-        return len(since) > 2 and all(later > earlier for earlier, later in pairwise(since))
+    @property
+    def rise_by_noise(self) -> float:
+        """The rise since the best by the bar of noise, by its height or its trend, whichever is further over."""
+        looks = math.log(len(self.values))
+        height, line = self.noise_bar(HEIGHT_PER_LOOK * looks), LINE_PER_LOOK * looks * self.noise
+        if height == 0:
+            return math.inf if self.held_rise > 0 or self._rise_of_line() > 0 else 0.0
+        return max(self.held_rise / height, self._rise_of_line() / line)
+
+    @property
+    def rises_in_a_row(self) -> int:
+        """How many values after the lowest are each above the one before, if all are; else 0."""
+        since = self.values[self.lowest :]
+        return len(since) - 1 if all(later > earlier for earlier, later in pairwise(since)) else 0
+
+    def falls_without_a_break(self, until: int) -> bool:
+        """Tell whether each value up to an index is below the one before."""
+        return all(later < earlier for earlier, later in pairwise(self.values[: until + 1]))
 
     def _rise_of_line(self) -> float:
         """Rise of a straight line through the epochs after the best, over its standard error at unit noise."""

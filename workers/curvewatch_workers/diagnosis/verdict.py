@@ -40,6 +40,10 @@ class Diagnosis:
     """What a curve says so far."""
 
     verdict: Verdict
+    confidence: float
+    """From 0.5, where what was seen just reaches the rule's bar, towards 1; each time the bar over halves the doubt."""
+    stop: bool
+    """Whether to stop now and take the best epoch."""
     summary: str
     """One sentence for a person: what is seen."""
     advice: str

@@ -1,0 +1,154 @@
+"""The `diagnose` command: anybody's curve, without any service."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from curvewatch_service.cli.options import JsonOption, output, print_json
+
+if TYPE_CHECKING:
+    from curvewatch_service.curve_files import NamedCurve
+
+_CHUNK = 64
+"""Curves that are read in one go; fewer are not worth a second process."""
+_SLOPE_EPOCHS = 5
+
+
+def diagnose(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            help="CSV of Keras, Lightning or Ultralytics, or with named columns; Keras' history or Hugging Face's "
+            "trainer_state.json; rows exported as JSON; TensorBoard event files or their folder; JSON lines with a "
+            "curve each (`id`, `train_loss`, `val_loss`, `val_acc`). `-` reads JSON lines from standard input.",
+        ),
+    ],
+    train: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the train loss.")] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the validation loss.")
+    ] = None,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online",
+            help="Read each curve epoch by epoch, and tell when each verdict was raised and when to stop.",
+        ),
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a report with the annotated curves.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read learning curves of any tool: verdict, evidence, and what to do."""
+    from curvewatch_service.curve_files import Columns
+
+    named = list(_curves(files, Columns(train=train, validation=validation)))
+    if html is not None:
+        from curvewatch_service.curve_report import write_report
+
+        write_report(html, [(one, _described(one)) for one in named])
+    if online:
+        for answer in _online_answers(named):
+            print_json(json.dumps(answer)) if as_json else _print_answer(answer)
+    elif as_json:
+        for one in named:
+            print_json(json.dumps({"id": one.name, **_described(one)}))
+    else:
+        _print(named)
+
+
+def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
+    from curvewatch_service.curve_files import curve_of_line, numbered_lines, read_curves
+
+    for path in files:
+        if str(path) == "-":
+            yield from (curve_of_line(line, f"line {number}") for number, line in numbered_lines(sys.stdin))
+        else:
+            yield from read_curves(path, columns)
+
+
+def _described(one: NamedCurve) -> dict[str, Any]:
+    from curvewatch_service.curves import describe_curve
+
+    return describe_curve(one.curve, window=_SLOPE_EPOCHS)
+
+
+def _online_answers(curves: Sequence[NamedCurve]) -> Iterator[dict[str, Any]]:
+    """Read curves epoch by epoch, many on all cores; in their order."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    from rich.progress import track
+
+    if len(curves) <= _CHUNK:
+        yield from map(_online_answer, curves)
+        return
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        answers = pool.map(_online_answer, curves, chunksize=_CHUNK)
+        yield from track(
+            answers,
+            "Reading curves",
+            total=len(curves),
+            console=_progress_console(),
+            disable=not (sys.stderr.isatty() and not sys.stdout.isatty()),
+        )
+
+
+def _progress_console() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _online_answer(one: NamedCurve) -> dict[str, Any]:
+    from curvewatch_workers.diagnosis import OnlineDiagnosis, Verdict, summarize
+
+    online, curve = OnlineDiagnosis(), one.curve
+    first: dict[str, int | None] = {str(verdict): None for verdict in Verdict}
+    stop, verdict = None, str(Verdict.TOO_EARLY)
+    for index, (train, validation) in enumerate(zip(curve.train, curve.validation, strict=True)):
+        said = online.add(
+            train, validation, metrics={name: values[index] for name, values in curve.metrics.items()}
+        )
+        verdict = str(said.verdict)
+        first[verdict] = first[verdict] or index + 1
+        if stop is None and said.stop:
+            stop = index + 1
+    best = summarize(curve, window=2).best_epoch
+    return {"id": one.name, "verdict": verdict, "best_epoch": best, "stop_epoch": stop, "first": first}
+
+
+def _print_answer(answer: dict[str, Any]) -> None:
+    raised = ", ".join(f"{verdict} at epoch {epoch}" for verdict, epoch in answer["first"].items() if epoch)
+    stop = f"stop after epoch {answer['stop_epoch']}" if answer["stop_epoch"] else "no reason to stop"
+    output().print(
+        f"{answer['id']}: {answer['verdict']}; best epoch {answer['best_epoch']}, {stop}; first {raised}"
+    )
+
+
+def _print(named: Sequence[NamedCurve]) -> None:
+    from curvewatch_service.terminal import loss_chart, verdict_text
+    from curvewatch_service.views import diagnosis_view
+
+    console = output()
+    for number, one in enumerate(named):
+        if number:
+            console.print()
+        console.print(one.name)
+        if one.left_out:
+            console.print(
+                f"{one.left_out} epochs lack one of both losses and are left out; epochs are counted without them."
+            )
+        train, validation = (
+            list(enumerate(losses, start=1)) for losses in (one.curve.train, one.curve.validation)
+        )
+        color = console.color_system is not None
+        console.print(loss_chart(train, validation, width=min(console.width, 100), color=color))
+        console.print(verdict_text(diagnosis_view(_described(one))))
