@@ -73,7 +73,7 @@ def curvewatch(curve: Curve) -> Answer:
         diagnosis = online.add(train, validation, metrics=metrics)
         if raised is None and diagnosis.verdict in OVERFIT:
             raised = epoch
-        if stop is None and getattr(diagnosis, "stop", diagnosis.verdict in OVERFIT):
+        if stop is None and diagnosis.stop:
             stop = epoch
     return Answer(raised, stop)
 

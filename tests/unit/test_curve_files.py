@@ -310,6 +310,8 @@ def test_a_person_sees_the_curve_the_verdict_and_the_evidence(
     assert "Verdict: overfitting" in shown
     assert "Validation loss was" in shown
     assert "x validation" in shown
+    assert "A stop as soon as it was advised, after epoch " in shown
+    assert " epochs and cost nothing." in shown
     page = (tmp_path / "r.html").read_text()
     assert "overfitting" in page
     assert "http://" not in page.split("<h1>")[0]

@@ -15,6 +15,7 @@ from curvewatch_service.cli.options import JsonOption, output, print_json
 
 if TYPE_CHECKING:
     from curvewatch_service.curve_files import NamedCurve
+    from curvewatch_workers.diagnosis import Curve
 
 _CHUNK = 64
 """Curves that are read in one go; fewer are not worth a second process."""
@@ -152,3 +153,15 @@ def _print(named: Sequence[NamedCurve]) -> None:
         color = console.color_system is not None
         console.print(loss_chart(train, validation, width=min(console.width, 100), color=color))
         console.print(verdict_text(diagnosis_view(_described(one))))
+        stop = _online_answer(one)["stop_epoch"]
+        if stop is not None:
+            console.print(_savings_text(one.curve, stop))
+
+
+def _savings_text(curve: Curve, stop: int) -> str:
+    from curvewatch_service.terminal import number
+    from curvewatch_workers.diagnosis import savings
+
+    saved = savings(curve, stop)
+    cost = f"and cost {number(saved.loss)} of validation loss" if saved.loss else "and cost nothing"
+    return f"A stop as soon as it was advised, after epoch {stop}, would have saved {saved.epochs} epochs {cost}."

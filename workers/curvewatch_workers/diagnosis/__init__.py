@@ -5,6 +5,7 @@ Needs the standard library only. docs/diagnosis.md defines the verdicts and the 
 
 from curvewatch_workers.diagnosis.curve import Curve, CurveSummary, summarize
 from curvewatch_workers.diagnosis.diagnose import OnlineDiagnosis, diagnose
+from curvewatch_workers.diagnosis.stopping import Savings, savings
 from curvewatch_workers.diagnosis.verdict import Diagnosis, Evidence, Verdict
 
 __all__ = [
@@ -13,7 +14,9 @@ __all__ = [
     "Diagnosis",
     "Evidence",
     "OnlineDiagnosis",
+    "Savings",
     "Verdict",
     "diagnose",
+    "savings",
     "summarize",
 ]

@@ -1,9 +1,16 @@
-"""When to stop: a question of its own, because a stop that comes too early costs more than one that comes late."""
+"""When to stop, and what it saves.
+
+A question of its own, because a stop that comes too early costs more than one that comes late.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from curvewatch_workers.diagnosis.curve import Curve
 from curvewatch_workers.diagnosis.reading import Reading
 from curvewatch_workers.diagnosis.verdict import Verdict
 
@@ -24,3 +31,47 @@ def should_stop(verdict: Verdict, reading: Reading) -> bool:
     if verdict in _WORSE:
         return since > 0
     return since >= max(LEAST_WAIT, AGE * reading.best_epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Savings:
+    """A finished run beside the same run stopped after some epoch, each with its best checkpoint."""
+
+    epochs: int
+    """Epochs after the stop."""
+    seconds: float | None
+    """How long they took; None where that is not known."""
+    gpu_hours: float | None
+    """GPUs times hours of them; None where that is not known."""
+    loss: float
+    """By how much the best validation loss came down after the stop: 0 when the best epoch was before it."""
+
+
+def savings(curve: Curve, stop: int, *, seconds: Sequence[float] = (), gpus: Sequence[int] = ()) -> Savings:
+    """Compare a run with the same run stopped after an epoch.
+
+    Args:
+        curve: The whole run.
+        stop: The last epoch that would have been trained, from 1.
+        seconds: How long each epoch took; empty where that is not known.
+        gpus: GPUs in each epoch; empty where that is not known.
+
+    Raises:
+        ValueError: There is no such epoch, or a series has not one number an epoch.
+    """
+    if not 1 <= stop <= len(curve):
+        raise ValueError(f"the run has epochs 1 to {len(curve)}, but was to stop after epoch {stop}")
+    for name, series in (("seconds", seconds), ("gpus", gpus)):
+        if series and len(series) != len(curve):
+            raise ValueError(
+                f"{name} has {len(series)} numbers for {len(curve)} epochs; give one an epoch, or none"
+            )
+    finite = [loss if math.isfinite(loss) else math.inf for loss in curve.validation]
+    before, best = min(finite[:stop]), min(finite)
+    both = zip(seconds[stop:], gpus[stop:], strict=True) if seconds and gpus else None
+    return Savings(
+        epochs=len(curve) - stop,
+        seconds=math.fsum(seconds[stop:]) if seconds else None,
+        gpu_hours=None if both is None else math.fsum(took * used for took, used in both) / 3600,
+        loss=before - best if math.isfinite(best) else 0.0,
+    )
