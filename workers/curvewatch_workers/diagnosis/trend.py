@@ -24,6 +24,8 @@ the more epochs, the lower the best of them lies by chance, and the more often t
 LINE_PER_LOOK = 1.0
 """The same for the slope of a straight line through the epochs since the best, in its standard errors."""
 LEAST_FOR_LINE = 5
+DOUBT_OF_LINE = 2.0
+"""Standard errors by which a line may fall faster than it seems to."""
 
 
 def window_for(epochs: int) -> int:
@@ -177,13 +179,17 @@ class Trend:
     def _rise_of_line(self) -> float:
         """Rise of a straight line through the epochs after the best, over its standard error at unit noise."""
         after = self.values[self.best + self.window :]
-        count = len(after)
-        if count < LEAST_FOR_LINE:
-            return 0.0
-        middle = (count - 1) / 2
-        products = math.fsum((index - middle) * value for index, value in enumerate(after))
-        # The slope is products / spread with a standard error of noise / sqrt(spread).
-        return products / math.sqrt(count * (count * count - 1) / 12)
+        return _rise_of_line(after) if len(after) >= LEAST_FOR_LINE else 0.0
+
+    def possible_fall(self, epochs: int) -> float:
+        """Return by how much the series may be falling in so many epochs.
+
+        That is the fall of a straight line through so many latest ones, and twice its standard error.
+        """
+        latest = self.values[-epochs:]
+        count = len(latest)
+        error = count / math.sqrt(count * (count * count - 1) / 12)
+        return error * (DOUBT_OF_LINE * self.noise - _rise_of_line(latest))
 
     def noise_bar(self, strength: float) -> float:
         """Return `strength` times the noise that is left in one smoothed value."""
@@ -201,3 +207,12 @@ class Trend:
         """Tell whether more than half of the rise since the best is gone again."""
         peak = max(self.smooth[self.best :])
         return self.level < (self.low + peak) / 2
+
+
+def _rise_of_line(values: Sequence[float]) -> float:
+    """Slope of a straight line through values, over its standard error at unit noise."""
+    count = len(values)
+    middle = (count - 1) / 2
+    products = math.fsum((index - middle) * value for index, value in enumerate(values))
+    # The slope is products / spread with a standard error of noise / sqrt(spread).
+    return products / math.sqrt(count * (count * count - 1) / 12)
