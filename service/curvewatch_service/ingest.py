@@ -199,6 +199,7 @@ class Point(NamedTuple):
     epoch: int
     train_loss: float | None
     validation_loss: float | None
+    validation_error: float | None
     validation_metrics: dict[str, float | None]
     nonfinite: bool
 
@@ -210,6 +211,7 @@ def curve_of(points: Sequence[Point]) -> Curve:
     return Curve(
         train=tuple(_number(point.train_loss) for point in known),
         validation=tuple(_number(point.validation_loss) for point in known),
+        validation_errors=tuple(_number(point.validation_error) for point in known),
         nonfinite=tuple(point.nonfinite for point in known),
         metrics={
             name: tuple(_number(point.validation_metrics[name]) for point in known) for name in sorted(names)
@@ -229,6 +231,7 @@ def _epoch_row(record: EpochRecord) -> EpochRow:
         attempt=record.attempt,
         train_loss=finite(train.loss),
         validation_loss=finite(validation.loss),
+        validation_error=finite(validation.standard_error),
         validation_metrics=finite(validation.metric_values),
         nonfinite=bool(train.nonfinite_samples or validation.nonfinite_samples),
         train_samples=train.samples_seen,

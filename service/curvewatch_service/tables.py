@@ -121,6 +121,8 @@ class EpochRow(Base):
     # A loss that is NaN is null here: SQLite has no NaN.
     train_loss: Mapped[float | None]
     validation_loss: Mapped[float | None]
+    validation_error: Mapped[float | None]
+    """Standard error of the validation loss."""
     validation_metrics: Mapped[dict[str, Any]]
     nonfinite: Mapped[bool]
     train_samples: Mapped[int]

@@ -255,3 +255,16 @@ def test_a_slow_rise_is_seen_through_the_noise() -> None:
     seen = sum(read(train, wobbling(seed, 0.15)).verdict is Verdict.OVERFITTING for seed in range(50))
 
     assert seen >= 45
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"), [(math.nan, "overfitting"), (0.1, "overfitting"), (0.3, "good_fit")]
+)
+def test_a_rise_within_one_standard_error_is_none(error: float, verdict: str) -> None:
+    """Another validation set of the same size may well show none."""
+    train = tuple(0.8**epoch for epoch in range(20))
+    validation = tuple(0.5 + abs(epoch - 8) / 50 for epoch in range(20))  # rises by 0.22
+
+    curve = Curve(train=train, validation=validation, validation_errors=(error,) * 20)
+
+    assert diagnose(curve).verdict == verdict

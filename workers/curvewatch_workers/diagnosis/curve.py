@@ -19,6 +19,9 @@ class Curve:
     """Mean train loss; NaN where it is not known."""
     validation: tuple[float, ...]
     """Mean validation loss; NaN where it is not known."""
+    validation_errors: tuple[float, ...] = ()
+    """Standard error of each mean validation loss, from the spread of the samples' losses; NaN where it is not known,
+    empty when it never is."""
     nonfinite: tuple[bool, ...] = ()
     """True where a sample's loss was NaN or infinite; empty when that was never so."""
     metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -26,6 +29,8 @@ class Curve:
 
     def __post_init__(self) -> None:
         series: dict[str, Sequence[object]] = {"validation": self.validation}
+        if self.validation_errors:
+            series["validation_errors"] = self.validation_errors
         if self.nonfinite:
             series["nonfinite"] = self.nonfinite
         series.update({f"metrics[{name!r}]": values for name, values in self.metrics.items()})

@@ -55,6 +55,7 @@ class OnlineDiagnosis:
         train: float,
         validation: float,
         *,
+        validation_error: float = math.nan,
         nonfinite: bool = False,
         metrics: Mapping[str, float] | None = None,
     ) -> Diagnosis:
@@ -63,10 +64,13 @@ class OnlineDiagnosis:
         Args:
             train: Mean train loss.
             validation: Mean validation loss.
+            validation_error: Its standard error; NaN where it is not known.
             nonfinite: Whether a sample's loss was NaN or infinite.
             metrics: Validation metrics by name, such as `accuracy` as a ratio from 0 to 1.
         """
-        self.append(train, validation, nonfinite=nonfinite, metrics=metrics)
+        self.append(
+            train, validation, validation_error=validation_error, nonfinite=nonfinite, metrics=metrics
+        )
         return self.diagnosis()
 
     def append(
@@ -74,6 +78,7 @@ class OnlineDiagnosis:
         train: float,
         validation: float,
         *,
+        validation_error: float = math.nan,
         nonfinite: bool = False,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
@@ -83,7 +88,7 @@ class OnlineDiagnosis:
         if nonfinite or not (math.isfinite(train) and math.isfinite(validation)):
             self._not_finite = _not_finite(train, validation, self._reading.epochs + 1)
         else:
-            self._reading.append(train, validation, metrics or {})
+            self._reading.append(train, validation, validation_error, metrics or {})
 
     def diagnosis(self) -> Diagnosis:
         """Return what the curve says so far."""
@@ -107,6 +112,7 @@ def diagnose(curve: Curve) -> Diagnosis:
         online.append(
             train,
             validation,
+            validation_error=curve.validation_errors[index] if curve.validation_errors else math.nan,
             nonfinite=bool(curve.nonfinite) and curve.nonfinite[index],
             metrics={name: values[index] for name, values in curve.metrics.items()},
         )

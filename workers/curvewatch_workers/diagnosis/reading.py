@@ -21,21 +21,27 @@ class Reading:
         """Mean train loss of each epoch, in the curve's own unit."""
         self.validation_losses: list[float] = []
         """Mean validation loss of each epoch, in the curve's own unit."""
+        self.validation_errors: list[float] = []
+        """Standard error of each mean validation loss; NaN where it is not known."""
         self.unit = 1.0
         """A power of two that no loss is larger than. Both trends are in this unit, so that nothing overflows."""
         self.train, self.validation = Trend(), Trend()
         self._accuracies: dict[str, Trend] = {}
 
-    def append(self, train: float, validation: float, metrics: Mapping[str, float]) -> None:
+    def append(
+        self, train: float, validation: float, validation_error: float, metrics: Mapping[str, float]
+    ) -> None:
         """Take in the next epoch.
 
         Args:
             train: Mean train loss, finite.
             validation: Mean validation loss, finite.
+            validation_error: Its standard error, or NaN.
             metrics: Validation metrics by name.
         """
         self.train_losses.append(train)
         self.validation_losses.append(validation)
+        self.validation_errors.append(validation_error)
         largest = max(abs(train), abs(validation))
         if self.epochs == 1 or largest > self.unit:
             # Exact, so that it makes no difference when the unit grew.
@@ -65,6 +71,12 @@ class Reading:
     def best_epoch(self) -> int:
         """Epoch of the lowest validation loss."""
         return self.validation.lowest + 1
+
+    @property
+    def error_of_best(self) -> float:
+        """Standard error of the lowest validation loss, in the trends' unit; 0 where it is not known."""
+        error = self.validation_errors[self.validation.lowest]
+        return error / self.unit if math.isfinite(error) else 0.0
 
     @property
     def has_zero(self) -> bool:

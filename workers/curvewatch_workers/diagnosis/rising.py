@@ -17,7 +17,9 @@ from curvewatch_workers.diagnosis.trend import CALM, Trend
 from curvewatch_workers.diagnosis.verdict import Evidence, Verdict
 
 RISE: Final = 0.05
-"""Rise of the validation loss, on the yardstick, from which a run overfits: smaller ones cost nobody much."""
+"""Rise of the validation loss, on the yardstick, from which a run overfits: smaller ones cost nobody much. It is one
+standard error at least, where that is known (Breiman et al.: Classification and Regression Trees, 1984): another
+validation set of the same size may well show none."""
 CLEAR_RISE: Final = 0.2
 """The same for a rise that went on at every epoch since the best: it needs no estimate of the noise, of which
 there is none in a run of a few epochs."""
@@ -92,14 +94,15 @@ def overfitting(reading: Reading) -> Finding | None:
     """Validation loss has risen above its best while train loss went on falling."""
     validation = reading.validation
     yardstick = reading.yardstick(validation.low, reading.learned)
-    if validation.held_rise <= RISE * yardstick or not _went_on_learning(reading):
+    bar = max(RISE * yardstick, reading.error_of_best)
+    if validation.held_rise <= bar or not _went_on_learning(reading):
         return None
     clear = validation.level - validation.low > CLEAR_RISE * yardstick and _rises_clearly(reading)
     if not clear and not validation.rise_beats_noise:
         return None
     best, now = reading.best_epoch, reading.epochs
     seen = (_rise(reading), about_train(reading, "train_still_falls", (best, now)))
-    strength = validation.held_rise / (RISE * yardstick) if yardstick > 0 else math.inf
+    strength = validation.held_rise / bar if bar > 0 else math.inf
     if not clear:
         strength = min(strength, validation.rise_by_noise)
     kept = _accuracy_kept(reading)
