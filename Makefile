@@ -22,7 +22,7 @@ test: setup
 
 # What takes minutes, most of them waiting: the death of each part of a run and of a node, checkpoints over restarts.
 test-long: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --long -m long tests/integration
+	$(BIN)/python -m pytest -n 3 --dist loadfile --long -m long tests/integration $(ARGS)
 
 test-integration: setup
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
