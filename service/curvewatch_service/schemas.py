@@ -77,6 +77,10 @@ class DiagnosisView(View):
     """What the curve says so far."""
 
     verdict: str
+    confidence: float | None = None
+    """From 0.5 towards 1; null for a run that was diagnosed before there was one."""
+    stop: bool = False
+    """Whether to stop now and take the best epoch."""
     summary: str
     advice: str
     evidence: list[EvidenceView]

@@ -190,7 +190,10 @@ def verdict_text(diagnosis: DiagnosisView | None) -> RenderableType:
         table.add_row(" -", Text(evidence.message))
     if diagnosis.advice:
         table.add_row("", Text.assemble(("Advice: ", "bold"), diagnosis.advice))
-    return Group(Text.assemble(("Verdict: ", "bold"), (words(diagnosis.verdict), f"bold {style}")), table)
+    title = Text.assemble(("Verdict: ", "bold"), (words(diagnosis.verdict), f"bold {style}"))
+    if diagnosis.confidence is not None:
+        title.append(f", confidence {diagnosis.confidence:.0%}")
+    return Group(title, table)
 
 
 def receipt_table(epochs: Sequence[EpochView]) -> RenderableType:

@@ -95,7 +95,11 @@ def diagnosis_view(diagnosis: dict[str, Any] | None) -> DiagnosisView | None:
     """Return what the curve says, None before the first epoch."""
     if diagnosis is None:
         return None
-    known = {name: diagnosis[name] for name in DiagnosisView.model_fields if name != "evidence"}
+    known = {
+        name: value
+        for name, value in diagnosis.items()
+        if name in DiagnosisView.model_fields and name != "evidence"
+    }
     return DiagnosisView(**known, evidence=[EvidenceView(**entry) for entry in diagnosis["evidence"]])
 
 

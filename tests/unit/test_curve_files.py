@@ -307,7 +307,7 @@ def test_a_person_sees_the_curve_the_verdict_and_the_evidence(
 
     shown = capsys.readouterr().out
     assert "mine.csv" in shown
-    assert "Verdict: overfitting" in shown
+    assert "Verdict: overfitting, confidence " in shown
     assert "Validation loss was" in shown
     assert "x validation" in shown
     assert "A stop as soon as it was advised, after epoch " in shown

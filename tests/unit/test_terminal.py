@@ -121,6 +121,8 @@ def test_the_verdict_has_summary_evidence_and_advice() -> None:
         "   0.67 to 0.96",
         "   Advice: Stop at epoch 7.",
     ]
+    sure = diagnosis_view().model_copy(update={"confidence": 0.938})
+    assert plain(terminal.verdict_text(sure)).startswith("Verdict: overfitting, confidence 94%\n")
     assert plain(terminal.verdict_text(None)) == "No verdict: no epoch has finished.\n"
 
 

@@ -148,4 +148,6 @@ def _too_early(reading: Reading) -> Diagnosis:
     epochs = reading.epochs
     seen = f"{epochs} {'epoch has' if epochs == 1 else 'epochs have'} finished; a verdict needs {MIN_EPOCHS}."
     found = (evidence("few_epochs", seen, (epochs,), reading.validation_losses),) if epochs else ()
-    return _diagnosis(Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found), stop=False)
+    return _diagnosis(
+        Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found, strength=math.inf), stop=False
+    )

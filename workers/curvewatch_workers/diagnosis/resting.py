@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from curvewatch_workers.diagnosis.findings import (
@@ -12,6 +13,7 @@ from curvewatch_workers.diagnosis.findings import (
     percent,
 )
 from curvewatch_workers.diagnosis.reading import Reading
+from curvewatch_workers.diagnosis.rising import RISE
 from curvewatch_workers.diagnosis.trend import CALM, FLAT, Trend
 from curvewatch_workers.diagnosis.verdict import Verdict
 
@@ -30,6 +32,8 @@ INACCURATE: Final = 0.5
 """Accuracy below which a loss at rest is always called high."""
 STEP: Final = 0.05
 """Share of all it learned that a loss gains in the epoch before it halts at once."""
+FAR: Final = 5.0
+"""Times that a bar is as high as what was seen, from which a good fit cannot be better."""
 LEAST_HALT: Final = 5
 """Epochs that a halt lasts at least; and never less than a quarter of the run."""
 
@@ -48,6 +52,7 @@ def halted(reading: Reading) -> Finding | None:
             about_train(reading, "train_halts", (epoch - 3, epoch)),
             about_train(reading, "train_flat", (epoch, reading.epochs)),
         ),
+        strength=(reading.epochs - epoch + 1) / max(LEAST_HALT, reading.epochs // 4),
     )
 
 
@@ -60,6 +65,7 @@ def too_early(reading: Reading) -> Finding | None:
         verdict=Verdict.TOO_EARLY,
         summary=f"Nothing is wrong so far; {reading.epochs} epochs do not tell yet how well it learns.",
         evidence=(evidence("loss_high", message, (1, reading.epochs), reading.train_losses),),
+        strength=math.inf,
     )
 
 
@@ -125,7 +131,21 @@ def good_fit(reading: Reading) -> Finding:
             evidence("validation_near_best", message, (best, now), losses),
             about_train(reading, "train_beside", (1, now)),
         ),
+        strength=_room(reading),
     )
+
+
+def _room(reading: Reading) -> float:
+    """Return how far a curve is from what would be a fault: the bars by what was seen, at most `FAR`."""
+    validation = reading.validation
+    rise, remaining = validation.held_rise, reading.remaining
+    bar = RISE * reading.yardstick(validation.low, reading.learned)
+    room = [FAR]
+    if rise > 0:
+        room.append(bar / rise)
+    if remaining > 0 and reading.has_zero and not _is_accurate(reading):
+        room.append(HIGH / remaining)
+    return min(room)
 
 
 def _slow(reading: Reading, since: int) -> Finding:
