@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from curvewatch_workers.diagnosis import Curve, OnlineDiagnosis, Verdict
-from measuring import ROOT
+from measuring import ROOT, setting
 
 sys.path.insert(0, str(ROOT / "tests"))
 from curve_generator import make_curve
@@ -239,10 +239,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--curves", type=Path, help="labelled curves, JSON lines, gzipped")
     parser.add_argument("--epochs", type=int, nargs="*", default=[15, 40, 100, 200])
-    parser.add_argument("--length", type=int, help="read only so many epochs of the file's curves")
     parser.add_argument("--noise", type=float, nargs="*", default=[0.0, 0.02, 0.06])
     parser.add_argument("--seeds", type=int, default=40)
     options = parser.parse_args()
+    print(setting())
     for epochs in options.epochs:
         for noise in options.noise:
             curves = list(generated(epochs, noise, range(10_000, 10_000 + options.seeds)))
