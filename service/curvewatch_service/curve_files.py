@@ -164,7 +164,9 @@ def _curve(
 def _of_json(place: str, document: Any, columns: Columns) -> NamedCurve:
     if isinstance(document, dict) and isinstance(document.get("log_history"), list):
         # The last row sums the whole run up.
-        document = [row for row in document["log_history"] if "train_runtime" not in row]
+        document = [
+            row for row in document["log_history"] if not isinstance(row, dict) or "train_runtime" not in row
+        ]
     if isinstance(document, list):
         if not all(isinstance(row, dict) for row in document):
             raise CurveFileError(
@@ -175,7 +177,9 @@ def _of_json(place: str, document: Any, columns: Columns) -> NamedCurve:
         document = document["history"]
     if not isinstance(document, dict):
         raise CurveFileError(f"{place} is {_short(document)}, which holds no curve")
-    lists = {name: values for name, values in document.items() if isinstance(values, list)}
+    # pandas writes a column as an object with a key for each row.
+    columns_of = {k: list(v.values()) if isinstance(v, dict) else v for k, v in document.items()}
+    lists = {name: values for name, values in columns_of.items() if isinstance(values, list)}
     if "train_loss" in lists and "val_loss" in lists and columns == Columns():
         return curve_of_line(json.dumps(document), place)
     epochs = max(map(len, lists.values()), default=0)
@@ -249,7 +253,7 @@ def _of_rows(place: str, rows: Sequence[Row], columns: Columns) -> NamedCurve:
             _merged(group, validation, _last),
             _merged(group, [accuracy or ""], _last),
         )
-        for group in _epochs(rows, next((name for name in _EPOCH if name in known), None))
+        for group in _epochs(rows, next((name for name in _EPOCH if name in known), None), validation)
     ]
     whole = [(t, v, a) for t, v, a in points if t is not None and v is not None]
     if not whole:
@@ -261,16 +265,21 @@ def _of_rows(place: str, rows: Sequence[Row], columns: Columns) -> NamedCurve:
     return NamedCurve(name=place, curve=curve, left_out=len(points) - len(whole))
 
 
-def _epochs(rows: Sequence[Row], column: str | None) -> list[list[Row]]:
-    """Part the rows by epoch, in the order of the epochs; without such a column each is one."""
-    if column is None:
-        return [[row] for row in rows]
-    groups: dict[int, list[Row]] = {}
+def _epochs(rows: Sequence[Row], column: str | None, validation: Sequence[str]) -> list[list[Row]]:
+    """Part the rows by epoch, in order; without such a column an epoch ends with each validation loss."""
+    if column is not None:
+        groups: dict[int, list[Row]] = {}
+        for row in rows:
+            if column in row and math.isfinite(row[column]):
+                # Within an epoch, Hugging Face counts fractions.
+                groups.setdefault(math.ceil(row[column]), []).append(row)
+        return [groups[epoch] for epoch in sorted(groups)]
+    epochs: list[list[Row]] = [[]]
     for row in rows:
-        if column in row and math.isfinite(row[column]):
-            # Within an epoch, Hugging Face counts fractions.
-            groups.setdefault(math.ceil(row[column]), []).append(row)
-    return [groups[epoch] for epoch in sorted(groups)]
+        epochs[-1].append(row)
+        if any(name in row for name in validation):
+            epochs.append([])
+    return [epoch for epoch in epochs if epoch]
 
 
 def _merged(

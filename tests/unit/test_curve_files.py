@@ -107,6 +107,16 @@ def keras_json(folder: Path) -> Path:
     return path
 
 
+def pandas_json(folder: Path) -> Path:
+    """DataFrame(history).to_json(): a column is an object with a key for each row."""
+    path = folder / "frame.json"
+    columns = {"loss": TRAIN, "val_loss": VALIDATION, "val_accuracy": ACCURACY}
+    path.write_text(
+        json.dumps({k: {str(i): v for i, v in enumerate(values)} for k, values in columns.items()})
+    )
+    return path
+
+
 def hugging_face_json(folder: Path) -> Path:
     """trainer_state.json: several train losses in an epoch, counted in fractions."""
     history: list[dict[str, float]] = []
@@ -140,6 +150,24 @@ def tensorboard_folder(folder: Path) -> Path:
     return folder / "run"
 
 
+def tensorboard_by_step(folder: Path) -> Path:
+    """A loop of one's own: a train loss every step, the validation loss after each 10, and no epochs."""
+    writer = EventFileWriter(str(folder / "steps"))
+
+    def add(step: int, tag: str, value: float) -> None:
+        writer.add_event(
+            Event(step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+        )
+
+    for i in range(4):
+        for step in range(10):
+            add(10 * i + step, "Loss/train", TRAIN[i] + (0.01 if step % 2 else -0.01))
+        add(10 * i + 9, "Loss/val", VALIDATION[i])
+        add(10 * i + 9, "val/acc", ACCURACY[i])
+    writer.close()
+    return folder / "steps"
+
+
 def keras_tensorboard(folder: Path) -> Path:
     """The splits in folders of their own, under the same tags."""
     write_events(folder / "logs" / "train", {"epoch_loss": TRAIN, "epoch_accuracy": [0.9] * 4})
@@ -155,8 +183,10 @@ def keras_tensorboard(folder: Path) -> Path:
         ultralytics_csv,
         wandb_csv,
         keras_json,
+        pandas_json,
         hugging_face_json,
         tensorboard_folder,
+        tensorboard_by_step,
         keras_tensorboard,
     ],
 )
@@ -205,6 +235,7 @@ def test_what_is_not_finite_stays_so(tmp_path: Path) -> None:
         ("a.json", "{", "is no JSON"),
         ("a.json", "[1, 2]", "not one of rows"),
         ("a.json", "{}", "there are none with numbers"),
+        ("a.json", '{"log_history": [1, 2]}', "not one of rows"),
         ("a.jsonl", '{"id": 1, "train_loss": [1], "val_loss": [1, 2]}', "train has 1, validation has 2"),
         (
             "a.jsonl",
