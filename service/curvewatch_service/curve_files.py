@@ -208,6 +208,10 @@ def _tensorboard_rows(path: Path) -> list[Row]:
     if not path.exists():
         raise CurveFileError(f"there is no file {path}")
     folders = [path] if path.is_file() else sorted({found.parent for found in path.rglob("*tfevents*")})
+    if not folders:
+        raise CurveFileError(
+            f"{path} is a folder without event files of TensorBoard; name the file with the curve"
+        )
     rows: dict[int, dict[str, float]] = {}
     for folder in folders:
         accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})

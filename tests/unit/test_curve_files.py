@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import sys
@@ -263,6 +264,11 @@ def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
         read_curves(path, Columns())
 
 
+def test_a_folder_without_events_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CurveFileError, match="is a folder without event files"):
+        read_curves(tmp_path, Columns())
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     monkeypatch.setattr(sys, "argv", ["curvewatch", "diagnose", *map(str, arguments)])
     with pytest.raises(SystemExit) as ending:
@@ -354,3 +360,24 @@ def test_a_mistake_ends_with_one_sentence(
 ) -> None:
     assert run(monkeypatch, tmp_path / "nowhere.csv") == 2
     assert capsys.readouterr().err == f"Error: there is no file {tmp_path}/nowhere.csv\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "told"),
+    [
+        ("\n", 2, "standard input has no curve"),
+        ('{"id": "a", "train_loss": [1, 1], "val_loss": [1]}\n', 2, "line 1: each series"),
+        ('{"id": "a", "train_loss": [], "val_loss": []}\n', 0, ""),
+    ],
+)
+def test_curves_come_from_standard_input(
+    text: str, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+    assert run(monkeypatch, "-", "--online", "--json") == code
+
+    captured = capsys.readouterr()
+    assert told in captured.err
+    if code == 0:
+        assert json.loads(captured.out)["best_epoch"] is None

@@ -68,10 +68,14 @@ def diagnose(
 
 def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
     from curvewatch_service.curve_files import curve_of_line, numbered_lines, read_curves
+    from curvewatch_service.errors import CurveFileError
 
     for path in files:
         if str(path) == "-":
-            yield from (curve_of_line(line, f"line {number}") for number, line in numbered_lines(sys.stdin))
+            curves = [curve_of_line(line, f"line {number}") for number, line in numbered_lines(sys.stdin)]
+            if not curves:
+                raise CurveFileError("standard input has no curve; give one as JSON a line")
+            yield from curves
         else:
             yield from read_curves(path, columns)
 
