@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from curvewatch_workers.diagnosis import Curve, OnlineDiagnosis, Verdict
+from curvewatch_workers.diagnosis import Curve, Verdict, diagnoses
 from measuring import ROOT, setting
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -66,11 +66,8 @@ Detector = Callable[[Curve], Answer]
 
 def curvewatch(curve: Curve) -> Answer:
     """Ask the diagnosis after every epoch."""
-    online = OnlineDiagnosis()
     raised = stop = None
-    for epoch, (train, validation) in enumerate(zip(curve.train, curve.validation, strict=True), 1):
-        metrics = {name: values[epoch - 1] for name, values in curve.metrics.items()}
-        diagnosis = online.add(train, validation, metrics=metrics)
+    for epoch, diagnosis in enumerate(diagnoses(curve), start=1):
         if raised is None and diagnosis.verdict in OVERFIT:
             raised = epoch
         if stop is None and diagnosis.stop:

@@ -121,6 +121,10 @@ def curve_of_line(line: str, place: str) -> NamedCurve:
         raise CurveFileError(
             f'{place} is no object such as {{"id": "a", "train_loss": [1.0], "val_loss": [1.2]}}'
         )
+    return _of_fields(fields, place)
+
+
+def _of_fields(fields: Mapping[str, Any], place: str) -> NamedCurve:
     train, validation = (_numbers(fields, name, place) for name in ("train_loss", "val_loss"))
     accuracy = None if fields.get("val_acc") is None else _numbers(fields, "val_acc", place)
     metrics = {} if accuracy is None else {"accuracy": accuracy}
@@ -181,7 +185,7 @@ def _of_json(place: str, document: Any, columns: Columns) -> NamedCurve:
     columns_of = {k: list(v.values()) if isinstance(v, dict) else v for k, v in document.items()}
     lists = {name: values for name, values in columns_of.items() if isinstance(values, list)}
     if "train_loss" in lists and "val_loss" in lists and columns == Columns():
-        return curve_of_line(json.dumps(document), place)
+        return _of_fields({**document, **lists}, place)
     epochs = max(map(len, lists.values()), default=0)
     rows = [{name: values[i] for name, values in lists.items() if i < len(values)} for i in range(epochs)]
     return _of_rows(place, [_row(row) for row in rows], columns)

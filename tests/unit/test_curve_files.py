@@ -20,7 +20,7 @@ from curve_generator import make_curve, prefix
 from curvewatch_service.cli import main
 from curvewatch_service.curve_files import Columns, NamedCurve, read_curves
 from curvewatch_service.errors import CurveFileError
-from curvewatch_workers.diagnosis import OnlineDiagnosis, Verdict, diagnose
+from curvewatch_workers.diagnosis import Verdict, diagnose, diagnoses
 
 TRAIN, VALIDATION, ACCURACY = [0.9, 0.6, 0.4, 0.3], [0.95, 0.7, 0.65, 0.8], [0.6, 0.7, 0.75, 0.74]
 
@@ -176,6 +176,16 @@ def keras_tensorboard(folder: Path) -> Path:
     return folder / "logs"
 
 
+def test_pandas_may_name_the_columns_as_json_lines_do(tmp_path: Path) -> None:
+    columns = {"train_loss": TRAIN, "val_loss": VALIDATION}
+    path = tmp_path / "frame.json"
+    path.write_text(
+        json.dumps({k: {str(i): v for i, v in enumerate(values)} for k, values in columns.items()})
+    )
+
+    require_curve(read_one(path), accuracy=False)
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -323,10 +333,7 @@ def test_online_answers_are_those_of_each_beginning_in_the_order_of_the_curves(
 def test_a_curve_reads_the_same_epoch_by_epoch_as_at_once() -> None:
     for verdict in Verdict:
         curve = make_curve(verdict, epochs=130, noise=0.03, seed=3)
-        online = OnlineDiagnosis()
-        for epoch in range(1, 131):
-            metrics = {name: values[epoch - 1] for name, values in curve.metrics.items()}
-            said = online.add(curve.train[epoch - 1], curve.validation[epoch - 1], metrics=metrics)
+        for epoch, said in enumerate(diagnoses(curve), start=1):
             if epoch % 13 == 0 or epoch < 12:
                 assert said == diagnose(prefix(curve, epoch))
 

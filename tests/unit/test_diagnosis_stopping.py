@@ -6,17 +6,12 @@ import math
 import random
 
 from curve_generator import make_curve
-from curvewatch_workers.diagnosis import Curve, OnlineDiagnosis, Verdict
+from curvewatch_workers.diagnosis import Curve, Verdict, diagnoses
 
 
 def first_stop(curve: Curve) -> int | None:
     """Return the epoch after which a stop is first advised, reading epoch by epoch."""
-    online = OnlineDiagnosis()
-    for epoch, (train, validation) in enumerate(zip(curve.train, curve.validation, strict=True), 1):
-        metrics = {name: values[epoch - 1] for name, values in curve.metrics.items()}
-        if online.add(train, validation, metrics=metrics).stop:
-            return epoch
-    return None
+    return next((epoch for epoch, said in enumerate(diagnoses(curve), start=1) if said.stop), None)
 
 
 def best_of(curve: Curve) -> int:

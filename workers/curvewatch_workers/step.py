@@ -48,8 +48,6 @@ class OptimizerStep:
         self._kind: object = None
         self._last_factors = torch.empty(0)
         self._weighted: bool | None = None
-        self._agreed = False
-        """Whether the ranks have found that all their losses give weights, or none."""
         self.begin_epoch()
 
     def begin_epoch(self, last_step: Mapping[str, Any] | None = None) -> None:
@@ -90,7 +88,7 @@ class OptimizerStep:
         """
         # The model's, not the optimizer's: a parameter that the optimizer leaves alone has a gradient too.
         self._model.zero_grad(set_to_none=True)
-        factor = self._group.world_size / batch.samples
+        factor, first = self._group.world_size / batch.samples, self._weighted is None
         weight: Tensor | None = None
         for number, micro in enumerate(batch.micro_batches, start=1):
             last = number == len(batch.micro_batches)
@@ -103,9 +101,8 @@ class OptimizerStep:
                 own = loss.weights.sum(dtype=torch.float64)
                 weight = own if weight is None else weight + own
             counter.add(micro.indices)
-        if not self._agreed:
+        if first:
             require_same_weighting(self._group, weighted=weight is not None)
-            self._agreed = True
         if weight is not None:
             self._divide_by(weight, batch.samples)
         self.learning_rate = float(self._optimizer.param_groups[0]["lr"])

@@ -134,13 +134,10 @@ class Totals:
         kept.outputs.append(outputs)
         kept.targets.append(targets)
         if len(kept.targets) >= self._room:
-            self._sum_kept()
+            self.flush()
 
     def flush(self) -> None:
         """Sum what is kept; to be called when the pass ends."""
-        self._sum_kept()
-
-    def _sum_kept(self) -> None:
         kept, self._kept, self._kind, self._first = self._kept, _Batches([], [], [], []), None, None
         if not kept.targets:
             return
@@ -166,7 +163,7 @@ class Totals:
 
     def _make_room(self, kind: object, outputs: Tensor, targets: Tensor, loss: Loss | None = None) -> None:
         """Sum what is of another kind, and tell how many batches of this one can be kept, their loss still to come."""
-        self._sum_kept()
+        self.flush()
         self._kind = kind
         # Outputs with another dimension in front cannot be joined; a part of something keeps the whole in memory.
         size = sum(one.untyped_storage().nbytes() for one in (outputs, targets))

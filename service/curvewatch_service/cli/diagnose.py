@@ -90,6 +90,7 @@ def _online_answers(curves: Sequence[NamedCurve]) -> Iterator[dict[str, Any]]:
     """Read curves epoch by epoch, many on all cores; in their order."""
     from concurrent.futures import ProcessPoolExecutor
 
+    from rich.console import Console
     from rich.progress import track
 
     if len(curves) <= _CHUNK:
@@ -101,32 +102,22 @@ def _online_answers(curves: Sequence[NamedCurve]) -> Iterator[dict[str, Any]]:
             answers,
             "Reading curves",
             total=len(curves),
-            console=_progress_console(),
+            console=Console(stderr=True),
             disable=not (sys.stderr.isatty() and not sys.stdout.isatty()),
         )
 
 
-def _progress_console() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def _online_answer(one: NamedCurve) -> dict[str, Any]:
-    from curvewatch_workers.diagnosis import OnlineDiagnosis, Verdict, summarize
+    from curvewatch_workers.diagnosis import Verdict, diagnoses, summarize
 
-    online, curve = OnlineDiagnosis(), one.curve
     first: dict[str, int | None] = {str(verdict): None for verdict in Verdict}
     stop, verdict = None, str(Verdict.TOO_EARLY)
-    for index, (train, validation) in enumerate(zip(curve.train, curve.validation, strict=True)):
-        said = online.add(
-            train, validation, metrics={name: values[index] for name, values in curve.metrics.items()}
-        )
+    for epoch, said in enumerate(diagnoses(one.curve), start=1):
         verdict = str(said.verdict)
-        first[verdict] = first[verdict] or index + 1
+        first[verdict] = first[verdict] or epoch
         if stop is None and said.stop:
-            stop = index + 1
-    best = summarize(curve, window=2).best_epoch
+            stop = epoch
+    best = summarize(one.curve, window=2).best_epoch
     return {"id": one.name, "verdict": verdict, "best_epoch": best, "stop_epoch": stop, "first": first}
 
 

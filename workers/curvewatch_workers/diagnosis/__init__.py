@@ -4,7 +4,7 @@ Needs the standard library only. docs/diagnosis.md defines the verdicts and the 
 """
 
 from curvewatch_workers.diagnosis.curve import Curve, CurveSummary, summarize
-from curvewatch_workers.diagnosis.diagnose import OnlineDiagnosis, diagnose
+from curvewatch_workers.diagnosis.diagnose import OnlineDiagnosis, diagnose, diagnoses
 from curvewatch_workers.diagnosis.stopping import Savings, savings
 from curvewatch_workers.diagnosis.verdict import Diagnosis, Evidence, Verdict
 
@@ -17,6 +17,7 @@ __all__ = [
     "Savings",
     "Verdict",
     "diagnose",
+    "diagnoses",
     "savings",
     "summarize",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from curvewatch_workers.diagnosis.advice import ADVICE
@@ -58,8 +58,8 @@ class OnlineDiagnosis:
         validation_error: float = math.nan,
         nonfinite: bool = False,
         metrics: Mapping[str, float] | None = None,
-    ) -> Diagnosis:
-        """Take in the next epoch; return what the curve says so far.
+    ) -> None:
+        """Take in the next epoch.
 
         Args:
             train: Mean train loss.
@@ -68,21 +68,6 @@ class OnlineDiagnosis:
             nonfinite: Whether a sample's loss was NaN or infinite.
             metrics: Validation metrics by name, such as `accuracy` as a ratio from 0 to 1.
         """
-        self.append(
-            train, validation, validation_error=validation_error, nonfinite=nonfinite, metrics=metrics
-        )
-        return self.diagnosis()
-
-    def append(
-        self,
-        train: float,
-        validation: float,
-        *,
-        validation_error: float = math.nan,
-        nonfinite: bool = False,
-        metrics: Mapping[str, float] | None = None,
-    ) -> None:
-        """Take in the next epoch, as `add` does, without asking what it means."""
         if self._not_finite is not None:
             return
         if nonfinite or not (math.isfinite(train) and math.isfinite(validation)):
@@ -104,19 +89,30 @@ class OnlineDiagnosis:
 def diagnose(curve: Curve) -> Diagnosis:
     """Tell the pattern of a curve so far, with evidence and advice.
 
-    Reads only what is there, so that it may be called after every epoch; `OnlineDiagnosis` says the same, epoch by
-    epoch.
+    Reads only what is there, so that it may be called after every epoch.
     """
     online = OnlineDiagnosis()
-    for index, (train, validation) in enumerate(zip(curve.train, curve.validation, strict=True)):
-        online.append(
-            train,
-            validation,
-            validation_error=curve.validation_errors[index] if curve.validation_errors else math.nan,
-            nonfinite=bool(curve.nonfinite) and curve.nonfinite[index],
-            metrics={name: values[index] for name, values in curve.metrics.items()},
-        )
+    for index in range(len(curve)):
+        _take(online, curve, index)
     return online.diagnosis()
+
+
+def diagnoses(curve: Curve) -> Iterator[Diagnosis]:
+    """Tell after each epoch what `diagnose` says of the curve so far."""
+    online = OnlineDiagnosis()
+    for index in range(len(curve)):
+        _take(online, curve, index)
+        yield online.diagnosis()
+
+
+def _take(online: OnlineDiagnosis, curve: Curve, index: int) -> None:
+    online.add(
+        curve.train[index],
+        curve.validation[index],
+        validation_error=curve.validation_errors[index] if curve.validation_errors else math.nan,
+        nonfinite=bool(curve.nonfinite) and curve.nonfinite[index],
+        metrics={name: values[index] for name, values in curve.metrics.items()},
+    )
 
 
 def _diagnosis(finding: Finding, *, stop: bool, **epochs: int) -> Diagnosis:
