@@ -48,6 +48,8 @@ class Snapshot:
     """The last epoch that was finished."""
     partial: PartialEpoch | None = None
     """What the next epoch has come to; None between two epochs."""
+    rolled_back_to: int | None = None
+    """The epoch whose weights the next one begins with, after a rescue; 0 for the initial ones."""
     attempt: int
     """Start of the worker group that wrote it, from 1."""
     model: dict[str, Any]
@@ -69,6 +71,11 @@ class Snapshot:
     records: tuple[EpochRecord, ...]
     """Every epoch so far, so that a later attempt can tell the service what it lacks."""
 
+    @property
+    def weights_epoch(self) -> int:
+        """The epoch whose weights it holds, for one between two epochs; 0 for the initial ones."""
+        return self.epoch if self.rolled_back_to is None else self.rolled_back_to
+
     def write(self, folder: Path) -> None:
         """Write the snapshot into an existing empty folder; what says that it is whole comes last.
 
@@ -85,6 +92,7 @@ class Snapshot:
             "best_model": self.best_model,
             "best_model_epoch": self.best_model_epoch,
             "partial": self.partial.state() if self.partial else None,
+            "rolled_back_to": self.rolled_back_to,
         }
         _save(_plain(training), folder / TRAINING_FILE)
         lines = (record.model_dump_json() + "\n" for record in self.records)
@@ -141,6 +149,7 @@ class Snapshot:
                 best_model=training["best_model"],
                 best_model_epoch=training.get("best_model_epoch", None if training["best_model"] else 0),
                 partial=PartialEpoch.of_state(training["partial"]) if training["partial"] else None,
+                rolled_back_to=training.get("rolled_back_to"),
                 best=Best(**meta["best"]) if meta["best"] else None,
                 records=tuple(EpochRecord.model_validate_json(line) for line in lines),
             )

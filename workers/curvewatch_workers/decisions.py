@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from curvewatch_workers.contract import Control, EarlyStoppingSpec, EpochRecord, JobSpec, Outcome
+from curvewatch_workers.contract import BestSpec, Control, EarlyStoppingSpec, EpochRecord, JobSpec, Outcome
 from curvewatch_workers.errors import TaskError
+from curvewatch_workers.policy import Action, VerdictPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Ending:
     """Whether the weights are worth a checkpoint."""
     restore_best: bool = False
     """Whether the weights of the best epoch are put back first."""
+    by_verdict: bool = False
+    """Whether the policy's answer to the verdict is what ends it."""
 
     def without_its_checkpoint(self, lost: str | None) -> Ending:
         """Return the ending of a run whose weights were lost, with the reason; itself when there is none."""
@@ -44,7 +47,7 @@ class Stopper(Protocol):
 
 
 class NeverStops:
-    """The stopper of a job without early stopping."""
+    """The stopper of a job that never ends before its last epoch."""
 
     best_epoch = 0
 
@@ -63,7 +66,7 @@ class EarlyStopper:
     def __init__(self, spec: EarlyStoppingSpec) -> None:
         self._spec = spec
         self._best = math.inf
-        self._best_epoch = 0
+        self._best_epoch = self._rescued_at = 0
 
     def should_stop(self, record: EpochRecord) -> str | None:
         """Take in an epoch; return why to stop, or None. A number that is not finite is no improvement."""
@@ -72,7 +75,10 @@ class EarlyStopper:
         comparable = value if spec.mode == "min" else -value
         if comparable < self._best - spec.min_delta:
             self._best, self._best_epoch = comparable, record.epoch
-        waited = record.epoch - max(self._best_epoch, spec.warmup_epochs)
+        if record.rolled_back_to is not None:
+            # What was undone did not wait for anything.
+            self._rescued_at = record.epoch - 1
+        waited = record.epoch - max(self._best_epoch, spec.warmup_epochs, self._rescued_at)
         if waited < spec.patience:
             return None
         best = self._best if spec.mode == "min" else -self._best
@@ -91,6 +97,18 @@ class EarlyStopper:
         return record.epoch == self._best_epoch
 
 
+class BestMarker(EarlyStopper):
+    """Marks the best epoch by what ranks the checkpoints, for a verdict that ends the run; never stops by itself."""
+
+    def __init__(self, spec: BestSpec) -> None:
+        super().__init__(EarlyStoppingSpec(metric=spec.metric, mode=spec.mode))
+
+    def should_stop(self, record: EpochRecord) -> str | None:
+        """Take in an epoch."""
+        super().should_stop(record)
+        return None
+
+
 def make_stopper(spec: JobSpec, metrics: tuple[str, ...]) -> Stopper:
     """Return the stopper that the job asks for.
 
@@ -99,7 +117,7 @@ def make_stopper(spec: JobSpec, metrics: tuple[str, ...]) -> Stopper:
     """
     early_stopping = spec.policy.early_stopping
     if early_stopping is None:
-        return NeverStops()
+        return BestMarker(spec.checkpoints.best) if spec.policy.acts_at_end else NeverStops()
     require_measured("policy.early_stopping.metric", early_stopping.metric, metrics)
     return EarlyStopper(early_stopping)
 
@@ -126,18 +144,61 @@ def validation_value(record: EpochRecord, metric: str) -> float:
     return math.nan if record.validation.nonfinite_samples else record.validation.loss
 
 
+class Decisions:
+    """What follows from each epoch of a run: early stopping, the policy's answer to the verdict, and the ending.
+
+    Args:
+        spec: The job.
+        metrics: Names of the metrics that the task measures.
+
+    Raises:
+        TaskError: The job decides by a number that the task does not measure.
+    """
+
+    def __init__(self, spec: JobSpec, metrics: tuple[str, ...]) -> None:
+        self._spec = spec
+        self._policy = VerdictPolicy(spec)
+        self.stopper = make_stopper(spec, metrics)
+        """Marks the best epoch."""
+        self.records: tuple[EpochRecord, ...] = ()
+        """Every epoch so far."""
+        self.action: Action | None = None
+        """What the policy answers to the latest epoch."""
+        self._waited: str | None = None
+
+    def take(self, record: EpochRecord) -> None:
+        """Take in the next epoch."""
+        self.records += (record,)
+        self._waited = self.stopper.should_stop(record)
+        self.action = self._policy.take(record)
+
+    def ending(self, control: Control) -> Ending | None:
+        """Return how the run ends after its latest epoch, None when it goes on.
+
+        Args:
+            control: What the service wants.
+        """
+        return ending_after(self.records, self._spec, control, self._waited, self.action)
+
+
 def ending_after(
-    records: Sequence[EpochRecord], spec: JobSpec, control: Control, plateau: str | None
+    records: Sequence[EpochRecord],
+    spec: JobSpec,
+    control: Control,
+    waited: str | None,
+    action: Action | None = None,
 ) -> Ending | None:
     """Return how the run ends after its latest epoch, None when it goes on.
 
-    What cannot be used goes first, then the user's word, then the end, then what the curve says, then budgets.
+    What cannot be used goes first, then the user's word, then the end, then what the curve says (the verdict before
+    early stopping), then budgets.
 
     Args:
         records: Every epoch so far.
         spec: The job.
         control: What the service wants.
-        plateau: Why early stopping would stop, if it would.
+        waited: Why early stopping would stop, if it would.
+        action: What the policy answers to the verdict, if anything.
     """
     record = records[-1]
     spoilt = record.train.nonfinite_samples + record.validation.nonfinite_samples
@@ -152,11 +213,15 @@ def ending_after(
         return Ending(outcome=Outcome.STOPPED, reason=f"stopped on request after epoch {record.epoch}")
     if record.epoch >= spec.training.epochs:
         return Ending(outcome=Outcome.SUCCEEDED, reason=f"all {record.epoch} epochs are done")
-    if plateau is not None:
+    of_verdict = _ending_by(action)
+    if of_verdict is not None:
+        return of_verdict
+    if waited is not None:
+        early_stopping = spec.policy.early_stopping
         return Ending(
             outcome=Outcome.SUCCEEDED,
-            reason=f"stopped early: {plateau}",
-            restore_best=spec.policy.restores_best,
+            reason=f"stopped early: {waited}",
+            restore_best=early_stopping is not None and early_stopping.restore_best,
         )
     spent = _spent_budget(records, spec)
     if spent is not None:
@@ -164,6 +229,27 @@ def ending_after(
     if control is Control.PAUSE:
         return Ending(
             outcome=Outcome.PAUSED, reason=f"paused after epoch {record.epoch}, to go on from its checkpoint"
+        )
+    return None
+
+
+def _ending_by(action: Action | None) -> Ending | None:
+    """Return how the run ends by its verdict, None when it goes on."""
+    if action is None or action.observed:
+        return None
+    if action.deed == "stop":
+        return Ending(
+            outcome=Outcome.SUCCEEDED,
+            reason=f"stopped by its verdict, {action.verdict}: {action.message}",
+            restore_best=True,
+            by_verdict=True,
+        )
+    if action.deed == "give_up":
+        return Ending(
+            outcome=Outcome.FAILED,
+            reason=f"given up, {action.verdict}: {action.message}",
+            restore_best=True,
+            by_verdict=True,
         )
     return None
 

@@ -74,16 +74,15 @@ class RayCheckpoints:
         latest = ray.train.get_checkpoint()
         if latest is None:
             return ()
-        reported = ray.train.get_all_reported_checkpoints(
-            CheckpointConsistencyMode.COMMITTED, timeout_s=_LIST_SECONDS
-        )
-        older = sorted(reported, key=lambda one: (one.metrics["epoch"], one.metrics["step"]), reverse=True)
+        older = sorted(_reported(), key=lambda one: (one.metrics["epoch"], one.metrics["step"]), reverse=True)
         return (latest.path, *(one.checkpoint.path for one in older if one.checkpoint.path != latest.path))
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Path]:
         """Give a checkpoint's own folder, or download it into one that is gone afterwards."""
-        filesystem = ray.train.get_checkpoint().filesystem
+        # A rank that has brought none itself, and has not started from one, knows those of the others.
+        latest = ray.train.get_checkpoint() or _reported()[0].checkpoint
+        filesystem = latest.filesystem
         if is_local(filesystem):
             yield Path(name)
             return
@@ -110,6 +109,14 @@ class RayCheckpoints:
             delete_local_checkpoint_after_upload=True,
         )
         return None
+
+
+def _reported() -> list[ray.train.ReportedCheckpoint]:
+    """Return the checkpoints that Ray Train keeps, once it has taken in those that were reported."""
+    reported: list[ray.train.ReportedCheckpoint] = ray.train.get_all_reported_checkpoints(
+        CheckpointConsistencyMode.COMMITTED, timeout_s=_LIST_SECONDS
+    )
+    return reported
 
 
 class RayNotices:

@@ -25,13 +25,14 @@ from curvewatch_workers.contract import (
     Split,
     WorkerEvent,
 )
-from curvewatch_workers.decisions import Ending, ending_after, make_stopper, validation_value
+from curvewatch_workers.decisions import Decisions, Ending, validation_value
 from curvewatch_workers.epoch_buffer import EpochBuffer, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.errors import shortened
 from curvewatch_workers.feeds import MapTrainFeed, train_feed, validation_feed
 from curvewatch_workers.forward import Forward
 from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.group import Group
+from curvewatch_workers.intervening import Interventions
 from curvewatch_workers.keeping import Progress
 from curvewatch_workers.losses import Loss, ignored_target
 from curvewatch_workers.metrics.foreign import ForeignMetrics
@@ -116,7 +117,7 @@ class Trainer:
             split: ForeignMetrics(foreign, group.device, split) for split in SPLITS
         }
         names = (*metric_names(sums), *foreign)
-        self._stopper = make_stopper(spec, names)
+        self._decisions = Decisions(spec, names)
         require_ranking(spec.checkpoints.best, names)
         self._best = BestWeights() if spec.policy.restores_best and group.rank == 0 else NoBestWeights()
         self._loss = Loss(task.loss, ignores_targets=task.ignores_targets)
@@ -146,9 +147,17 @@ class Trainer:
             lookout=self._lookout,
             tell=self._tell,
         )
-        self._records: tuple[EpochRecord, ...] = ()
-        self._plateau: str | None = None
+        self._interventions = Interventions(
+            policy=spec.policy,
+            task=task,
+            model=self._model,
+            scaler=self._step.scaler,
+            group=group,
+            checkpoints=checkpoints,
+            tell=self._tell,
+        )
         self._partial: PartialEpoch | None = None
+        self._rolled_back_to: int | None = None
         self.position = Position(0, "train", 0)
         """What is being done, for the report of an error."""
 
@@ -193,12 +202,12 @@ class Trainer:
         if put_back is not None:
             self._tell("best_weights_trained_on", put_back)
         for record in snapshot.records:
-            self._plateau = self._stopper.should_stop(record)
-        best_epoch = self._stopper.best_epoch
+            self._decisions.take(record)
+        best_epoch = self._decisions.stopper.best_epoch
         if self._spec.policy.restores_best:
             require_best_weights(snapshot, best_epoch)
         self._best.load(snapshot.best_model, best_epoch)
-        self._records = snapshot.records
+        self._rolled_back_to = snapshot.rolled_back_to
         self._partial = snapshot.partial.on(self._group.device) if snapshot.partial else None
         # The service may have been away, or be a new one: it takes what it lacks and knows the rest.
         for record in snapshot.records:
@@ -220,21 +229,22 @@ class Trainer:
         for epoch in range(after_epoch + 1, self._spec.training.epochs + 1):
             record, reduced = self._epoch(model, epoch)
             self._partial = None
-            self._records += (record,)
             self._reporter.send(EpochFinished(record=record))
             self._step_schedule(record)
-            self._plateau = self._stopper.should_stop(record)
-            if self._stopper.is_best(record):
+            self._decisions.take(record)
+            if self._decisions.stopper.is_best(record):
                 self._best.keep(self._model, record.epoch)
-            ending = ending_after(self._records, self._spec, reduced.control, self._plateau)
+            ending = self._decisions.ending(reduced.control)
+            self._rolled_back_to = self._interventions.act(self._decisions.action, ending)
             if max(record.rank_seconds) > LOOK_SECONDS:
                 self._lookout.look_at_boundary()
                 self._tell_of_notice()
             lost = self._saving.after_epoch(
-                self._records,
+                self._decisions.records,
                 allowed=reduced.checkpoint_allowed,
                 ending=ending,
-                best_epoch=self._stopper.best_epoch,
+                best_epoch=self._decisions.stopper.best_epoch,
+                rolled_back_to=self._rolled_back_to,
             )
             if ending is not None:
                 # Rank 0 alone knows: the others need not wait until a last, long upload is through.
@@ -245,9 +255,10 @@ class Trainer:
 
     def _ended_before(self) -> Ending | None:
         """Return how an earlier attempt ended that had no time to tell; None when there is more to train."""
-        if not self._records or self._records[-1].epoch >= self._spec.training.epochs:
+        records = self._decisions.records
+        if not records or records[-1].epoch >= self._spec.training.epochs:
             return None
-        return ending_after(self._records, self._spec, Control.CONTINUE, self._plateau)
+        return self._decisions.ending(Control.CONTINUE)
 
     def _epoch(self, model: PreparedModel, epoch: int) -> tuple[EpochRecord, GlobalEpoch]:
         # The time of an attempt that was interrupted in this epoch counts as if it had been just now.
@@ -285,6 +296,7 @@ class Trainer:
             run_id=self._run_id,
             attempt=self._attempt,
             epoch=epoch,
+            rolled_back_to=self._rolled_back_to,
             world_size=self._group.world_size,
             started_at=started_at,
             # By the steady clock: the time of day may be set back in the middle of an epoch.
@@ -355,7 +367,7 @@ class Trainer:
             seconds=seconds,
             last_step=self._step.last_step(),
         )
-        self._saving.within_epoch(self._records, partial)
+        self._saving.within_epoch(self._decisions.records, partial, rolled_back_to=self._rolled_back_to)
 
     def _steps_to_boundary(self, epoch: int) -> int | None:
         """Return the steps from the beginning of an epoch until a checkpoint can be taken after it.

@@ -66,17 +66,27 @@ def wrap(model: nn.Module, training: TrainingSpec, group: Group) -> PreparedMode
 
 def share_buffers(model: nn.Module, group: Group) -> None:
     """Give every rank rank 0's buffers: BatchNorm's statistics differ by rank. A collective call."""
+    _share(model.buffers(), group)
+
+
+@torch.no_grad()
+def share_weights(model: nn.Module, group: Group) -> None:
+    """Give every rank rank 0's parameters and buffers. A collective call."""
+    _share((*model.parameters(), *model.buffers()), group)
+
+
+def _share(tensors: Iterable[Tensor], group: Group) -> None:
     if group.world_size == 1:
         return
     by_type: dict[torch.dtype, list[Tensor]] = {}
-    for buffer in model.buffers():
-        by_type.setdefault(buffer.dtype, []).append(buffer)
-    for buffers in by_type.values():
-        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for alike in by_type.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
         group.broadcast(flat)
-        parts = torch.split(flat, [one.numel() for one in buffers])
-        for buffer, part in zip(buffers, parts, strict=True):
-            buffer.copy_(part.view_as(buffer))
+        parts = torch.split(flat, [one.numel() for one in alike])
+        for tensor, part in zip(alike, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def resting_layers(model: nn.Module) -> dict[str, nn.Module]:

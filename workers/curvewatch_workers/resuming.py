@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +16,41 @@ from curvewatch_workers.group import Group
 from curvewatch_workers.task import TrainingTask
 
 
-def read_latest(checkpoints: Checkpoints, group: Group) -> tuple[Snapshot | None, tuple[str, ...]]:
-    """Read the latest checkpoint that every rank can read; every rank makes this call.
+def read_latest(
+    checkpoints: Checkpoints, group: Group, wanted: Callable[[Snapshot], bool] = lambda _snapshot: True
+) -> tuple[Snapshot | None, tuple[str, ...]]:
+    """Read the latest wanted checkpoint that every rank can read; every rank makes this call.
+
+    Args:
+        checkpoints: Where they are kept.
+        group: The ranks.
+        wanted: Tells, the same on every rank, whether one will do; every one does if none is given.
 
     Returns:
-        The snapshot, None when there is no checkpoint; and, for each later checkpoint that some rank cannot
+        The snapshot, None when there is no such checkpoint; and, for each later checkpoint that some rank cannot
         read, why, in one sentence.
 
     Raises:
-        DamagedCheckpointError: On every rank, when there are checkpoints and none can be read.
+        DamagedCheckpointError: On every rank, when there are checkpoints and none of them can be read.
         CheckpointError: The checkpoint has another format, or holds what cannot be loaded.
     """
     # Rank 0's list is everybody's: a shared file system may show another rank an older one.
     listed = group.first_problem(json.dumps(checkpoints.names()) if group.rank == 0 else None)
     damages: list[str] = []
-    for name in json.loads(listed or "[]"):
+    names = json.loads(listed or "[]")
+    for name in names:
         snapshot, damage = _read(checkpoints, name)
         damage = group.first_problem(damage)
-        if damage is None:
+        if damage is not None:
+            damages.append(damage)
+        elif snapshot is not None and wanted(snapshot):
             return snapshot, tuple(damages)
-        damages.append(damage)
-    if damages:
+    if damages and len(damages) == len(names):
         raise DamagedCheckpointError(
             f"none of {len(damages)} checkpoints can be read, of the latest: {damages[0]}; "
             "mend the storage, or submit the job anew"
         )
-    return None, ()
+    return None, tuple(damages)
 
 
 def restore(snapshot: Snapshot, task: TrainingTask, model: nn.Module, scaler: torch.amp.GradScaler) -> None:
@@ -97,8 +107,8 @@ def require_best_weights(snapshot: Snapshot, best_epoch: int) -> None:
     if snapshot.best_model_epoch not in (None, best_epoch):
         raise _misfit(
             snapshot,
-            f"policy.early_stopping.restore_best would put back the weights of epoch {best_epoch}, which it does not "
-            "have, for early stopping was set otherwise; set restore_best: false",
+            f"the policy would put back the weights of epoch {best_epoch}, which it does not have, for the policy was "
+            "set otherwise; set restore_best: false, and let the verdict lead to no stop or rescue",
         )
 
 
@@ -107,6 +117,8 @@ def weights_put_back(snapshot: Snapshot) -> str | None:
     best, epoch = snapshot.best_model, snapshot.best_model_epoch
     if best is None or epoch is None or epoch == snapshot.epoch or snapshot.partial is not None:
         return None
+    if snapshot.rolled_back_to is not None:
+        return None  # by a rescue, of which its event tells
     states = zip(pytree.tree_leaves(snapshot.model), pytree.tree_leaves(best), strict=True)
     if not all(torch.equal(one, other) if isinstance(one, Tensor) else one == other for one, other in states):
         return None

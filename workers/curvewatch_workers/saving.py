@@ -72,10 +72,16 @@ class Saving:
         Raises:
             UnsavableStateError: It could not.
         """
-        _raise_unsavable(self._snapshot((), None).unreadable())
+        _raise_unsavable(self._snapshot((), None, None).unreadable())
 
     def after_epoch(
-        self, records: Records, *, allowed: bool, ending: Ending | None, best_epoch: int
+        self,
+        records: Records,
+        *,
+        allowed: bool,
+        ending: Ending | None,
+        best_epoch: int,
+        rolled_back_to: int | None = None,
     ) -> str | None:
         """Take a checkpoint after the latest epoch, if one is due.
 
@@ -84,6 +90,8 @@ class Saving:
             allowed: What rank 0 said of `allowed`.
             ending: How the run ends with this epoch; None when it goes on.
             best_epoch: The epoch whose weights an ending may put back, 0 without one.
+            rolled_back_to: The epoch whose weights a rescue has just put back, 0 for the initial ones; a checkpoint
+                is then taken in any case, so that what was undone is not gone through again.
 
         Returns:
             Why a checkpoint that no other follows could not be kept; None when all is well.
@@ -96,7 +104,8 @@ class Saving:
         noticed = self._lookout.notice is not None
         urgent = noticed and not self._lookout.answered
         in_turn = noticed or record.epoch % self._spec.checkpoints.every_epochs == 0
-        due = urgent or (in_turn and allowed)
+        rescued = rolled_back_to is not None
+        due = urgent or rescued or (in_turn and allowed)
         if not (due if ending is None else ending.keep):
             return None
         if ending is not None and ending.restore_best:
@@ -104,20 +113,30 @@ class Saving:
             # The checkpoint is as good as the weights that it holds.
             record = records[max(best_epoch, 1) - 1]
         score = score_of(record, self._spec.checkpoints.best)
-        return self._save(self._snapshot(records, None), score, last=urgent or ending is not None)
+        if rolled_back_to is not None:
+            score = (
+                score_of(records[rolled_back_to - 1], self._spec.checkpoints.best)
+                if rolled_back_to
+                else math.nan
+            )
+        snapshot = self._snapshot(records, None, rolled_back_to)
+        return self._save(snapshot, score, last=urgent or rescued or ending is not None)
 
-    def within_epoch(self, records: Records, partial: PartialEpoch) -> None:
+    def within_epoch(
+        self, records: Records, partial: PartialEpoch, *, rolled_back_to: int | None = None
+    ) -> None:
         """Take a checkpoint in the middle of a train pass: what it has come to is kept with the weights.
 
         Args:
             records: The epochs so far.
             partial: The pass so far.
+            rolled_back_to: The epoch whose weights it began with, after a rescue.
 
         Raises:
             UnsavableStateError: On every rank, at the first checkpoint: it could not be read back.
             StorageError: It could not be written.
         """
-        self._save(self._snapshot(records, partial), math.nan, last=True)
+        self._save(self._snapshot(records, partial, rolled_back_to), math.nan, last=True)
         where = f"step {partial.steps} of epoch {len(records) + 1}"
         self._tell("checkpoint_within_epoch", f"a checkpoint was taken after {where}")
 
@@ -142,11 +161,14 @@ class Saving:
         self._last = time.monotonic()
         return lost
 
-    def _snapshot(self, records: Records, partial: PartialEpoch | None) -> Snapshot:
+    def _snapshot(
+        self, records: Records, partial: PartialEpoch | None, rolled_back_to: int | None
+    ) -> Snapshot:
         scheduler, loss = self._task.scheduler, self._task.loss
         return Snapshot(
             epoch=len(records),
             partial=partial,
+            rolled_back_to=rolled_back_to,
             attempt=self._attempt,
             model=self._model.state_dict(),
             optimizer=self._task.optimizer.state_dict(),

@@ -25,6 +25,7 @@ from curvewatch_workers.contract.records import (
     Split,
     SplitRecord,
 )
+from curvewatch_workers.contract.rollback import standing
 from curvewatch_workers.contract.spec import (
     BestSpec,
     CheckpointSpec,
@@ -81,4 +82,5 @@ __all__ = [
     "parse_job_spec",
     "read_job_spec",
     "repeated_failure",
+    "standing",
 ]

@@ -145,6 +145,9 @@ class EpochRecord(Record):
     """Start of the worker group that trained it, from 1."""
     epoch: int = Field(ge=1)
     """Number of the epoch, from 1."""
+    rolled_back_to: int | None = Field(default=None, ge=0)
+    """Epoch whose weights this one began with, when a rescue had put them back; 0 for the initial ones; null for those
+    of the epoch before."""
     world_size: int = Field(ge=1)
     """Ranks that took part."""
     started_at: AwareDatetime
@@ -185,4 +188,13 @@ class EpochRecord(Record):
         ):
             if len(entries) != self.world_size:
                 raise ValueError(f"{what} has {len(entries)} entries for a world size of {self.world_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _back_is_before(self) -> EpochRecord:
+        if self.rolled_back_to is not None and self.rolled_back_to >= self.epoch - 1:
+            raise ValueError(
+                f"rolled_back_to is {self.rolled_back_to}, which is not before epoch {self.epoch - 1}, the one before "
+                "this"
+            )
         return self

@@ -267,6 +267,22 @@ class PolicySpec(Spec):
     """What a loss or gradient that is NaN or infinite leads to: `continue` goes on, `skip_step` leaves the optimizer
     step out (and reads one number from the device at each step; BatchNorm's statistics keep the batch), `stop` ends
     the run as failed at the end of the epoch, without a checkpoint of it."""
+    overfitting: Literal["observe", "stop"] = "observe"
+    """What a run that overfits leads to, as soon as the diagnosis advises to stop: `observe` tells it in the run's
+    events, `stop` ends the run with the weights of its best epoch. A run that is overconfident counts as one that
+    overfits where checkpoints are ranked by the loss."""
+    diverging: Literal["observe", "rescue"] = "observe"
+    """What a run that diverges, or has no finite loss any more, leads to: `observe` tells it, `rescue` goes back to the
+    last checkpoint from before the trouble and trains on from there with a lower learning rate."""
+    plateau: Literal["observe", "reduce_lr", "stop"] = "observe"
+    """What a run that has come to rest too high leads to: `observe` tells when the diagnosis advises to stop, `stop`
+    ends the run then with the weights of its best epoch, `reduce_lr` lowers the learning rate at a verdict of plateau,
+    and again if that still stands after the run's patience (`monitoring.patience_epochs`)."""
+    learning_rate_factor: Number = Field(default=0.1, gt=0, lt=1)
+    """What `rescue` and `reduce_lr` multiply the learning rate by; the schedule's own numbers too, so that it goes on
+    from there."""
+    max_interventions: Whole = Field(default=3, ge=1, le=100)
+    """Rescues, and likewise reductions, in one run. A run that diverges after its last rescue has failed."""
     early_stopping: EarlyStoppingSpec | None = None
     """Stop when a number stops improving; null trains all epochs."""
     max_seconds: Number | None = Field(default=None, gt=0)
@@ -276,8 +292,13 @@ class PolicySpec(Spec):
 
     @property
     def restores_best(self) -> bool:
-        """Whether the weights of the best epoch are put back when the run stops early."""
-        return self.early_stopping is not None and self.early_stopping.restore_best
+        """Whether the weights of the best epoch may be put back when the run ends early."""
+        return self.acts_at_end or (self.early_stopping is not None and self.early_stopping.restore_best)
+
+    @property
+    def acts_at_end(self) -> bool:
+        """Whether a verdict may end the run, which then has the weights of its best epoch."""
+        return "stop" in (self.overfitting, self.plateau) or self.diverging == "rescue"
 
 
 class FaultToleranceSpec(Spec):
