@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from curvewatch_workers.diagnosis.rates import Rates
 from curvewatch_workers.diagnosis.trend import Trend
 
 LEAST_SHARE: Final = 0.05
@@ -26,10 +27,16 @@ class Reading:
         self.unit = 1.0
         """A power of two that no loss is larger than. Both trends are in this unit, so that nothing overflows."""
         self.train, self.validation = Trend(), Trend()
+        self.rates = Rates()
         self._accuracies: dict[str, Trend] = {}
 
     def append(
-        self, train: float, validation: float, validation_error: float, metrics: Mapping[str, float]
+        self,
+        train: float,
+        validation: float,
+        validation_error: float,
+        metrics: Mapping[str, float],
+        learning_rate: float,
     ) -> None:
         """Take in the next epoch.
 
@@ -38,7 +45,9 @@ class Reading:
             validation: Mean validation loss, finite.
             validation_error: Its standard error, or NaN.
             metrics: Validation metrics by name.
+            learning_rate: NaN where it is not known.
         """
+        self.rates.append(learning_rate)
         self.train_losses.append(train)
         self.validation_losses.append(validation)
         self.validation_errors.append(validation_error)
@@ -71,6 +80,11 @@ class Reading:
     def best_epoch(self) -> int:
         """Epoch of the lowest validation loss."""
         return self.validation.lowest + 1
+
+    @property
+    def rate_is_raised(self) -> bool:
+        """Tell whether the learning rate is for now above what it was at the best epoch: a warm restart, or warm-up."""
+        return self.epochs > 0 and self.rates.is_raised_since(self.validation.lowest)
 
     @property
     def error_of_best(self) -> float:

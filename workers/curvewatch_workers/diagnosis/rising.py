@@ -59,7 +59,7 @@ FIRST_LOOK: Final = 8
 
 def diverging_train(reading: Reading) -> Finding | None:
     """Train loss has risen far above its best, and stays there."""
-    if not _blows_up(reading.train, reading.epochs):
+    if not _blows_up(reading, reading.train):
         return None
     best = reading.train.lowest + 1
     return Finding(
@@ -69,14 +69,14 @@ def diverging_train(reading: Reading) -> Finding | None:
             about_train(reading, "train_rises", (best, reading.epochs)),
             about_validation(reading, "validation_beside", (best, reading.epochs)),
         ),
-        strength=_strength_of_blow_up(reading.train, reading.epochs),
+        strength=_strength_of_blow_up(reading, reading.train),
     )
 
 
 def exploding_validation(reading: Reading) -> Finding | None:
     """Validation loss has risen far above where it began, whatever train loss does."""
     validation = reading.validation
-    if not _blows_up(validation, reading.epochs):
+    if not _blows_up(reading, validation):
         return None
     if validation.level <= EXPLODED * max(abs(validation.start), abs(reading.train.start)):
         return None
@@ -85,7 +85,7 @@ def exploding_validation(reading: Reading) -> Finding | None:
 
 def diverging_validation(reading: Reading) -> Finding | None:
     """Validation loss has risen far above its best, and train loss did not fall meanwhile."""
-    if not _blows_up(reading.validation, reading.epochs) or _went_on_learning(reading):
+    if not _blows_up(reading, reading.validation) or _went_on_learning(reading):
         return None
     return _diverging(reading, "validation_rises", "and train loss does not fall meanwhile")
 
@@ -178,9 +178,14 @@ def unstable(reading: Reading) -> Finding | None:
     return None
 
 
-def _strength_of_blow_up(trend: Trend, epochs: int) -> float:
-    bar = _bar_of_blow_up(trend, epochs)
-    return trend.held_rise / bar if bar > 0 else math.inf
+def _strength_of_blow_up(reading: Reading, trend: Trend) -> float:
+    bar = _bar_of_blow_up(trend, reading.epochs)
+    return _held_rise(reading, trend) / bar if bar > 0 else math.inf
+
+
+def _held_rise(reading: Reading, trend: Trend) -> float:
+    """Return how far a loss stays above its best; while the learning rate is raised, how far above its start."""
+    return trend.held_rise - (trend.learned if reading.rate_is_raised else 0.0)
 
 
 def _bar_of_blow_up(trend: Trend, epochs: int) -> float:
@@ -188,11 +193,11 @@ def _bar_of_blow_up(trend: Trend, epochs: int) -> float:
     return share * max(trend.learned, abs(trend.start))
 
 
-def _blows_up(trend: Trend, epochs: int) -> bool:
-    bar = _bar_of_blow_up(trend, epochs)
+def _blows_up(reading: Reading, trend: Trend) -> bool:
+    bar = _bar_of_blow_up(trend, reading.epochs)
     # Of so large a rise two steps in a row are enough.
     is_rise = trend.rise_beats_noise or trend.rises_in_a_row >= FEW_RISES
-    return trend.held_rise > bar and is_rise and not trend.is_recovering()
+    return _held_rise(reading, trend) > bar and is_rise and not trend.is_recovering()
 
 
 def _went_on_learning(reading: Reading) -> bool:
@@ -228,7 +233,7 @@ def _diverging(reading: Reading, rule: str, how: str) -> Finding:
             about_validation(reading, rule, (best, reading.epochs)),
             about_train(reading, "train_beside", (best, reading.epochs)),
         ),
-        strength=_strength_of_blow_up(reading.validation, reading.epochs),
+        strength=_strength_of_blow_up(reading, reading.validation),
     )
 
 
@@ -256,8 +261,12 @@ def _accuracy_kept(reading: Reading) -> Evidence | None:
 
 
 def _jumps(reading: Reading, trend: Trend) -> list[int]:
-    """Return the epochs of the later half whose loss is a jump above the epoch before."""
+    """Return the epochs of the later half whose loss is a jump above the epoch before, but not the rate's own."""
     least = JUMP * reading.yardstick(trend.low, max(trend.learned, LEARNABLE * abs(trend.start)))
     values = trend.values
     later = range(max(reading.epochs // 2, 1), reading.epochs)
-    return [index + 1 for index in later if values[index] - values[index - 1] > least > 0]
+    return [
+        index + 1
+        for index in later
+        if values[index] - values[index - 1] > least > 0 and not reading.rates.rises_at(index)
+    ]
