@@ -44,7 +44,6 @@ NOT_EXCUSED: Final[tuple[Rule, ...]] = (
     diverging_train,
     exploding_validation,
     unstable,
-    diverging_validation,
 )
 """What is asked while the learning rate is above what it was at the best epoch."""
 
@@ -86,7 +85,7 @@ class OnlineDiagnosis:
         if nonfinite or not (math.isfinite(train) and math.isfinite(validation)):
             self._not_finite = _not_finite(train, validation, self._reading.epochs + 1)
         else:
-            if learning_rate > self._reading.rates.latest and not self._reading.rate_is_raised:
+            if learning_rate > self._reading.rates.latest and not self._reading.restarted_after:
                 self._before = self.diagnosis()
             self._reading.append(train, validation, validation_error, metrics or {}, learning_rate)
 
@@ -97,7 +96,7 @@ class OnlineDiagnosis:
         reading = self._reading
         if reading.epochs < MIN_EPOCHS:
             return _too_early(reading)
-        if reading.rate_is_raised and self._before is not None:
+        if self._before is not None and reading.restarted_after:
             return self._while_rate_is_raised(self._before)
         finding = next(found for rule in RULES if (found := rule(reading)) is not None)
         return _diagnosis(finding, stop=should_stop(finding.verdict, reading), best=reading.best_epoch)

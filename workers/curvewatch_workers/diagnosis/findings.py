@@ -41,8 +41,7 @@ def about_validation(reading: Reading, rule: str, epochs: Sequence[int]) -> Evid
 
 def about_restart(reading: Reading) -> Evidence:
     """Tell that the learning rate is above what it was at the best epoch, and since when."""
-    rates, now = reading.rates, reading.epochs
-    before = rates.epochs_before_rise(reading.best_epoch - 1)
+    rates, before, now = reading.rates, reading.restarted_after, reading.epochs
     message = (
         f"The learning rate was raised after epoch {before}, from {rates.values[before - 1]:.3g} to "
         f"{rates.values[before]:.3g}, and is {rates.latest:.3g}: until it is back, higher losses are no trouble, and "

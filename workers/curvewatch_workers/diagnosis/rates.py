@@ -39,6 +39,11 @@ class Rates:
         return self.values[-1] if self.values else math.nan
 
     @property
+    def are_known(self) -> bool:
+        """Tell whether the learning rate is known by now."""
+        return not math.isnan(self.latest)
+
+    @property
     def is_spent(self) -> bool:
         """Tell whether the schedule has come down so far that nothing moves any more."""
         return self.latest <= SPENT * self.highest
@@ -48,25 +53,30 @@ class Rates:
         """Tell whether there has been a schedule."""
         return self.highest > RAISED * self.lowest
 
+    @property
+    def may_come_down(self) -> bool:
+        """Tell whether a schedule that was seen to move is in its upper half: the loss may come down with it."""
+        return self.varies and self.latest * RAISED > self.highest
+
+    def is_above(self, epochs: int) -> bool:
+        """Tell whether the rate is higher than so many epochs ago: then a loss may rest for that."""
+        return self.latest > self.values[-1 - epochs]
+
     def rises_at(self, index: int) -> bool:
         """Tell whether the rate of an epoch is clearly above that of the epoch before."""
         return index > 0 and self.values[index] > self._bar(self.values[index - 1])
 
-    def is_raised_since(self, index: int) -> bool:
-        """Tell whether the rate is clearly above that of an epoch, and has not been so for long.
+    def raised_after(self, index: int) -> int:
+        """Return the latest epoch before the rate rose clearly above that of an epoch; 0 if it has not, or long ago.
 
         The loss follows the rate: it is expected above what it was at the lower one, until the rate is back there.
         """
-        if not self.latest > self._bar(self.values[index]):
-            return False
-        before = self.epochs_before_rise(index)
-        return len(self.values) - before <= max(EXCUSED * before, LEAST_EXCUSED)
-
-    def epochs_before_rise(self, index: int) -> int:
-        """Return the latest epoch whose rate was not clearly above that of an epoch: its number, from 1."""
         bar = self._bar(self.values[index])
+        if not self.latest > bar:
+            return 0
         last = len(self.values) - 1
-        return next((place for place in range(last, index, -1) if not self.values[place] > bar), index) + 1
+        before = next((place for place in range(last, index, -1) if not self.values[place] > bar), index) + 1
+        return before if len(self.values) - before <= max(EXCUSED * before, LEAST_EXCUSED) else 0
 
     def _bar(self, rate: float) -> float:
         return max(RAISED * rate, SPENT * self.highest) if math.isfinite(rate) else math.nan

@@ -82,9 +82,13 @@ class Reading:
         return self.validation.lowest + 1
 
     @property
-    def rate_is_raised(self) -> bool:
-        """Tell whether the learning rate is for now above what it was at the best epoch: a warm restart, or warm-up."""
-        return self.epochs > 0 and self.rates.is_raised_since(self.validation.lowest)
+    def restarted_after(self) -> int:
+        """Latest epoch before the learning rate rose above what it was when either loss was at its best; 0 if not.
+
+        A warm restart does that, and so does warm-up.
+        """
+        lows = (self.validation.lowest, self.train.lowest) if self.epochs else ()
+        return max((self.rates.raised_after(low) for low in lows), default=0)
 
     @property
     def error_of_best(self) -> float:
