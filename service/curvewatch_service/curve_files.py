@@ -42,6 +42,9 @@ _ACCURACY: Final = (
 )
 _VALIDATION_OF: Final = ("val", "valid", "validation", "eval")
 _EPOCH: Final = ("epoch", "epochs")
+_RATE: Final = ("learning_rate", "lr")
+_RATE_OF: Final = "lr_"
+"""Before the name of an optimizer (Lightning) or of a group of parameters (Ultralytics)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,9 @@ def numbered_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def curve_of_line(line: str, place: str) -> NamedCurve:
-    """Read a line with `id`, `train_loss`, `val_loss` and perhaps `val_acc`; null in a list stands for not finite.
+    """Read a line with `id`, `train_loss`, `val_loss` and perhaps `val_acc` and `lr`.
+
+    In a list, null stands for a loss that is not finite, and for a rate that is not known.
 
     Args:
         line: One JSON object.
@@ -126,9 +131,12 @@ def curve_of_line(line: str, place: str) -> NamedCurve:
 
 def _of_fields(fields: Mapping[str, Any], place: str) -> NamedCurve:
     train, validation = (_numbers(fields, name, place) for name in ("train_loss", "val_loss"))
-    accuracy = None if fields.get("val_acc") is None else _numbers(fields, "val_acc", place)
+    accuracy, rates = (
+        None if fields.get(name) is None else _numbers(fields, name, place) for name in ("val_acc", "lr")
+    )
     metrics = {} if accuracy is None else {"accuracy": accuracy}
-    return NamedCurve(name=str(fields.get("id", place)), curve=_curve(train, validation, metrics, place))
+    curve = _curve(train, validation, metrics, rates or (), place)
+    return NamedCurve(name=str(fields.get("id", place)), curve=curve)
 
 
 def _numbers(fields: Mapping[str, Any], name: str, place: str) -> tuple[float, ...]:
@@ -157,10 +165,14 @@ def _short(value: object) -> str:
 
 
 def _curve(
-    train: tuple[float, ...], validation: tuple[float, ...], metrics: dict[str, tuple[float, ...]], place: str
+    train: tuple[float, ...],
+    validation: tuple[float, ...],
+    metrics: dict[str, tuple[float, ...]],
+    rates: tuple[float, ...],
+    place: str,
 ) -> Curve:
     try:
-        return Curve(train=train, validation=validation, metrics=metrics)
+        return Curve(train=train, validation=validation, metrics=metrics, learning_rates=rates)
     except ValueError as error:
         raise CurveFileError(f"{place}: {error}") from error
 
@@ -255,22 +267,29 @@ def _of_rows(place: str, rows: Sequence[Row], columns: Columns) -> NamedCurve:
         (f"{split}_{name}" for name in _ACCURACY for split in _VALIDATION_OF if f"{split}_{name}" in known),
         None,
     )
+    rate = next((name for name in known if name in _RATE or name.startswith(_RATE_OF)), None)
     points = [
         (
             _merged(group, train, statistics.fmean),
             _merged(group, validation, _last),
             _merged(group, [accuracy or ""], _last),
+            _merged(group, [rate or ""], _last),
         )
         for group in _epochs(rows, next((name for name in _EPOCH if name in known), None), validation)
     ]
-    whole = [(t, v, a) for t, v, a in points if t is not None and v is not None]
+    whole = [(t, v, a, r) for t, v, a, r in points if t is not None and v is not None]
     if not whole:
         raise CurveFileError(
             f"{place} has no epoch with both losses ({' + '.join(train)} and {' + '.join(validation)})"
         )
-    metrics = {"accuracy": tuple(math.nan if a is None else a for _, _, a in whole)} if accuracy else {}
-    curve = _curve(tuple(t for t, _, _ in whole), tuple(v for _, v, _ in whole), metrics, place)
+    trains, validations, accuracies, rates = zip(*whole, strict=True)
+    metrics = {"accuracy": _known(accuracies)} if accuracy else {}
+    curve = _curve(trains, validations, metrics, _known(rates) if rate else (), place)
     return NamedCurve(name=place, curve=curve, left_out=len(points) - len(whole))
+
+
+def _known(values: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(math.nan if value is None else value for value in values)
 
 
 def _epochs(rows: Sequence[Row], column: str | None, validation: Sequence[str]) -> list[list[Row]]:

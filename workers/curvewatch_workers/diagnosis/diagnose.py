@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from curvewatch_workers.diagnosis.advice import ADVICE
 from curvewatch_workers.diagnosis.curve import Curve
-from curvewatch_workers.diagnosis.findings import Finding, evidence
+from curvewatch_workers.diagnosis.findings import Finding, about_restart, evidence
 from curvewatch_workers.diagnosis.reading import Reading
 from curvewatch_workers.diagnosis.resting import flat_midway, good_fit, halted, high, too_early
 from curvewatch_workers.diagnosis.rising import (
@@ -39,6 +40,13 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 """In the order in which they are asked: the first that finds something gives the verdict."""
 
+NOT_EXCUSED: Final[tuple[Rule, ...]] = (
+    diverging_train,
+    exploding_validation,
+    unstable,
+)
+"""What is asked while the learning rate is above what it was at the best epoch."""
+
 MIN_EPOCHS = 5
 """Epochs below which nothing is said: a line through so few points says anything."""
 
@@ -49,6 +57,8 @@ class OnlineDiagnosis:
     def __init__(self) -> None:
         self._reading = Reading()
         self._not_finite: Diagnosis | None = None
+        self._before: Diagnosis | None = None
+        """What was said before the learning rate was raised above what it was at the best epoch."""
 
     def add(
         self,
@@ -58,6 +68,7 @@ class OnlineDiagnosis:
         validation_error: float = math.nan,
         nonfinite: bool = False,
         metrics: Mapping[str, float] | None = None,
+        learning_rate: float = math.nan,
     ) -> None:
         """Take in the next epoch.
 
@@ -67,13 +78,16 @@ class OnlineDiagnosis:
             validation_error: Its standard error; NaN where it is not known.
             nonfinite: Whether a sample's loss was NaN or infinite.
             metrics: Validation metrics by name, such as `accuracy` as a ratio from 0 to 1.
+            learning_rate: NaN where it is not known.
         """
         if self._not_finite is not None:
             return
         if nonfinite or not (math.isfinite(train) and math.isfinite(validation)):
             self._not_finite = _not_finite(train, validation, self._reading.epochs + 1)
         else:
-            self._reading.append(train, validation, validation_error, metrics or {})
+            if learning_rate > self._reading.rates.latest and not self._reading.restarted_after:
+                self._before = self.diagnosis()
+            self._reading.append(train, validation, validation_error, metrics or {}, learning_rate)
 
     def diagnosis(self) -> Diagnosis:
         """Return what the curve says so far."""
@@ -82,8 +96,18 @@ class OnlineDiagnosis:
         reading = self._reading
         if reading.epochs < MIN_EPOCHS:
             return _too_early(reading)
+        if self._before is not None and reading.restarted_after:
+            return self._while_rate_is_raised(self._before)
         finding = next(found for rule in RULES if (found := rule(reading)) is not None)
         return _diagnosis(finding, stop=should_stop(finding.verdict, reading), best=reading.best_epoch)
+
+    def _while_rate_is_raised(self, before: Diagnosis) -> Diagnosis:
+        """Return what was said before the rate rose, unless the losses do what no rate excuses."""
+        reading = self._reading
+        finding = next((found for rule in NOT_EXCUSED if (found := rule(reading)) is not None), None)
+        if finding is not None:
+            return _diagnosis(finding, stop=should_stop(finding.verdict, reading), best=reading.best_epoch)
+        return replace(before, evidence=(*before.evidence, about_restart(reading)))
 
 
 def diagnose(curve: Curve) -> Diagnosis:
@@ -112,6 +136,7 @@ def _take(online: OnlineDiagnosis, curve: Curve, index: int) -> None:
         validation_error=curve.validation_errors[index] if curve.validation_errors else math.nan,
         nonfinite=bool(curve.nonfinite) and curve.nonfinite[index],
         metrics={name: values[index] for name, values in curve.metrics.items()},
+        learning_rate=curve.learning_rates[index] if curve.learning_rates else math.nan,
     )
 
 

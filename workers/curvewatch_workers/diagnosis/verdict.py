@@ -32,7 +32,7 @@ class Evidence:
     epochs: tuple[int, ...]
     """Epochs that it is about, from 1, in order."""
     values: tuple[float, ...]
-    """Loss (or metric) at those epochs, in the unit of the curve."""
+    """Loss (or metric, or learning rate) at those epochs, in the unit of the curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
