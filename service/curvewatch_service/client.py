@@ -25,11 +25,13 @@ from curvewatch_service.schemas import (
     EventView,
     LogView,
     Problem,
+    RecordList,
     RunList,
     RunSummary,
     RunView,
     View,
 )
+from curvewatch_workers.contract import EpochRecord
 
 _Answer = TypeVar("_Answer", bound=View)
 _PAGE = 100
@@ -163,6 +165,12 @@ class Client:
         return self._read(
             EpochList, self._send("GET", f"/api/v1/runs/{quote(run_id, safe='')}/epochs")
         ).epochs
+
+    def records(self, run_id: str) -> list[EpochRecord]:
+        """Return the records of a run, in order: the totals and counts that its numbers follow from."""
+        return self._read(
+            RecordList, self._send("GET", f"/api/v1/runs/{quote(run_id, safe='')}/records")
+        ).records
 
     def events(self, run_id: str) -> list[EventView]:
         """Return what happened to a run, in order."""

@@ -27,6 +27,7 @@ from curvewatch_workers.contract import (
     JobSpec,
     RunFinished,
     WorkerEvent,
+    standing,
 )
 from curvewatch_workers.diagnosis import Curve
 
@@ -203,11 +204,15 @@ class Point(NamedTuple):
     validation_metrics: dict[str, float | None]
     nonfinite: bool
     learning_rate: float | None
+    rolled_back_to: int | None
 
 
 def curve_of(points: Sequence[Point]) -> Curve:
-    """Return the curve from epoch 1 up to the first epoch that is missing (it may still be on its way)."""
-    known = [point for number, point in enumerate(points, start=1) if point.epoch == number]
+    """Return the curve from epoch 1 up to the first epoch that is missing (it may still be on its way).
+
+    In place of an epoch that a rescue undid stands the one whose weights came back.
+    """
+    known = standing([point for number, point in enumerate(points, start=1) if point.epoch == number])
     names = set.intersection(*(set(point.validation_metrics) for point in known)) if known else set()
     return Curve(
         train=tuple(_number(point.train_loss) for point in known),
@@ -237,6 +242,7 @@ def _epoch_row(record: EpochRecord) -> EpochRow:
         validation_metrics=finite(validation.metric_values),
         nonfinite=bool(train.nonfinite_samples or validation.nonfinite_samples),
         learning_rate=finite(record.learning_rate),
+        rolled_back_to=record.rolled_back_to,
         train_samples=train.samples_seen,
         train_nonfinite_samples=train.nonfinite_samples,
         validation_nonfinite_samples=validation.nonfinite_samples,

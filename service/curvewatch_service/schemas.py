@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from curvewatch_workers.contract import JobSpec
+from curvewatch_workers.contract import EpochRecord, JobSpec
 
 
 class View(BaseModel):
@@ -56,6 +56,8 @@ class EpochView(View):
     duration_seconds: float
     learning_rate: float | None
     gradient_norm: float | None
+    rolled_back_to: int | None = None
+    """Epoch whose weights it began with, when a rescue had put them back; 0 for the initial ones."""
     train: SplitView
     validation: SplitView
 
@@ -153,6 +155,17 @@ class EpochList(View):
     """Answer of `GET /api/v1/runs/{run_id}/epochs`, in order."""
 
     epochs: list[EpochView]
+
+
+class RecordList(View):
+    """Answer of `GET /api/v1/runs/{run_id}/records`, in order.
+
+    Numbers that are not finite are strings, as the workers send them.
+    """
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    records: list[EpochRecord]
 
 
 class EventList(View):

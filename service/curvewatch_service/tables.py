@@ -126,6 +126,8 @@ class EpochRow(Base):
     learning_rate: Mapped[float | None]
     validation_metrics: Mapped[dict[str, Any]]
     nonfinite: Mapped[bool]
+    rolled_back_to: Mapped[int | None]
+    """Epoch whose weights it began with, when a rescue had put them back."""
     train_samples: Mapped[int]
     train_nonfinite_samples: Mapped[int]
     validation_nonfinite_samples: Mapped[int]

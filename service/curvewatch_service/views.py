@@ -70,6 +70,7 @@ def epoch_view(record: EpochRecord) -> EpochView:
         duration_seconds=record.duration_seconds,
         learning_rate=record.learning_rate,
         gradient_norm=record.gradient_norm,
+        rolled_back_to=record.rolled_back_to,
         train=_split_view(record.train),
         validation=_split_view(record.validation),
     )

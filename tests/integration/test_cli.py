@@ -10,13 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from api_support import ServedApi, serve_api
-from curvewatch_service.cli import main
+from cli_support import Result, Shell
 from curvewatch_service.profile import Profile, write_profile
 from curvewatch_service.runs import RunState
 from ray_support import free_port
@@ -29,31 +28,6 @@ training: {epochs: 10, global_batch_size: 32}
 """
 HELP_SECONDS = 0.7
 """Processor time that `--help` may take; what else the machine does is not counted."""
-
-
-@dataclass
-class Result:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Shell:
-    """Runs commands as a person does, in this process."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys = capsys
-        self._monkeypatch = monkeypatch
-
-    def __call__(self, *arguments: str | Path) -> Result:
-        self._monkeypatch.setattr(sys, "argv", ["curvewatch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            main()
-        captured = self._capsys.readouterr()
-        code = ending.value.code
-        return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
 
 
 @pytest.fixture(autouse=True)

@@ -170,4 +170,5 @@ def _add(online: OnlineDiagnosis, record: EpochRecord) -> None:
         record.validation.loss,
         validation_error=record.validation.standard_error,
         metrics=record.validation.metric_values,
+        learning_rate=record.learning_rate,
     )

@@ -18,7 +18,7 @@ from curvewatch_service.code import require_task_module
 from curvewatch_service.errors import BadRequestError, ClusterUnavailableError
 from curvewatch_service.planning import require_fit
 from curvewatch_service.runs import RunState
-from curvewatch_service.schemas import EpochList, EventList, LogView, RunList, RunView
+from curvewatch_service.schemas import EpochList, EventList, LogView, RecordList, RunList, RunView
 from curvewatch_service.services import Services
 from curvewatch_service.store import Run
 from curvewatch_service.views import epoch_view, event_view, run_summary, run_view
@@ -145,6 +145,12 @@ def show_run(request: Request, run_id: str) -> RunView:
 def list_epochs(request: Request, run_id: str) -> EpochList:
     """Show a run's curve: each epoch once, in order."""
     return EpochList(epochs=[epoch_view(record) for record in services_of(request).store.epochs(run_id)])
+
+
+@router.get("/runs/{run_id}/records")
+def list_records(request: Request, run_id: str) -> RecordList:
+    """Show a run's records, each epoch once, in order: the totals and counts that its numbers follow from."""
+    return RecordList(records=list(services_of(request).store.epochs(run_id)))
 
 
 @router.get("/runs/{run_id}/events")

@@ -45,11 +45,12 @@ def _root(
 
 
 def _register() -> None:
-    from curvewatch_service.cli import about, check, demo, diagnose, runs, serve, submit, watch
+    from curvewatch_service.cli import about, check, demo, diagnose, replay, runs, serve, submit, watch
 
     app.command("serve")(serve.serve)
     app.command("check")(check.check)
     app.command("diagnose")(diagnose.diagnose)
+    app.command("replay")(replay.replay)
     app.command("submit")(submit.submit)
     app.command("runs")(runs.runs)
     app.command("show")(runs.show)

@@ -40,7 +40,7 @@ from curvewatch_workers.contract.spec import (
     TrackerName,
     TrainingSpec,
 )
-from curvewatch_workers.contract.spec_file import parse_job_spec, read_job_spec
+from curvewatch_workers.contract.spec_file import parse_job_spec, read_job_spec, read_policy
 
 __all__ = [
     "LARGEST_MATRIX",
@@ -81,6 +81,7 @@ __all__ = [
     "last_failure",
     "parse_job_spec",
     "read_job_spec",
+    "read_policy",
     "repeated_failure",
     "standing",
 ]

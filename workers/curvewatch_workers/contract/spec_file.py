@@ -21,6 +21,7 @@ from curvewatch_workers.contract.spec import (
     RANGE_OF_WORKERS,
     TASK_PATTERN,
     JobSpec,
+    PolicySpec,
 )
 
 MAX_SPEC_BYTES = 1_000_000
@@ -47,18 +48,50 @@ def read_job_spec(path: str | Path) -> JobSpec:
     path = Path(path)
     if path.is_dir():
         path = path / "job.yaml"
+    return parse_job_spec(_text_of(path, "name a job.yaml or its folder"), source=str(path))
+
+
+def read_policy(path: str | Path) -> PolicySpec:
+    """Read a policy from a file that holds it as a job does, below `policy`, or alone.
+
+    Args:
+        path: A YAML or JSON file; a whole job too, of which the policy is taken.
+
+    Raises:
+        SpecError: The file cannot be read, is not YAML, or breaks the schema; with every problem.
+    """
+    source = str(path)
+    data = _values(_text_of(Path(path), "name a file with the policy block of a job"), source)
+    block = data.get("policy", {}) if isinstance(data, dict) and {"policy", "code"} & set(data) else data
+    if not isinstance(block, dict):
+        kind = "empty" if block is None else f"a {type(block).__name__}"
+        message = f"must hold the policy block of a job, as in `policy: {{overfitting: stop}}`, but is {kind}"
+        raise SpecError(source, [_whole(message)])
+    try:
+        return PolicySpec.model_validate(block)
+    except ValidationError as error:
+        raise SpecError(source, list(_problems(error, "policy"))) from error
+
+
+def _text_of(path: Path, remedy: str) -> str:
     try:
         if path.stat().st_size > MAX_SPEC_BYTES:
             raise SpecError(
                 str(path),
                 [_whole(f"a job file has at most {MAX_SPEC_BYTES} bytes, this has {path.stat().st_size}")],
             )
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SpecError(str(path), [_whole("there is no such file; name a job.yaml or its folder")]) from None
+        raise SpecError(str(path), [_whole(f"there is no such file; {remedy}")]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [_whole(f"cannot be read as UTF-8 text: {error}")]) from error
-    return parse_job_spec(text, source=str(path))
+
+
+def _values(text: str, source: str) -> Any:
+    try:
+        return values_of(text)
+    except JobTextError as error:
+        raise SpecError(source, [SpecProblem(path=error.path, message=error.message)]) from error
 
 
 def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
@@ -67,10 +100,7 @@ def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
     Raises:
         SpecError: The text is neither or breaks the schema; with every problem.
     """
-    try:
-        data = values_of(text)
-    except JobTextError as error:
-        raise SpecError(source, [SpecProblem(path=error.path, message=error.message)]) from error
+    data = _values(text, source)
     if not isinstance(data, dict):
         kind = "empty" if data is None else f"a {type(data).__name__}"
         raise SpecError(
@@ -86,9 +116,10 @@ def _whole(message: str) -> SpecProblem:
     return SpecProblem(path="", message=message)
 
 
-def _problems(error: ValidationError) -> Iterator[SpecProblem]:
+def _problems(error: ValidationError, *below: str) -> Iterator[SpecProblem]:
+    """Name what is wrong, and where in a job; `below` is where in it the values stand that were looked at."""
     for details in error.errors(include_url=False):
-        location = [part for part in details["loc"] if part not in _NO_PLACES]
+        location = [*below, *(part for part in details["loc"] if part not in _NO_PLACES)]
         if location[:1] == ["params"]:
             # Below each key of a free value stands its JSON type.
             location = ["params", *location[1::2]]

@@ -1,0 +1,87 @@
+"""What a policy would have done on a run that is over: the decisions of training, asked again of its records. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from curvewatch_workers.contract import (
+    ContractError,
+    Control,
+    EpochRecord,
+    JobSpec,
+    Outcome,
+    PolicySpec,
+    standing,
+)
+from curvewatch_workers.decisions import Decisions
+from curvewatch_workers.diagnosis import Curve, Savings, savings
+from curvewatch_workers.errors import TaskError
+
+
+class PolicyMismatchError(ContractError):
+    """A policy decides by a number that a run did not measure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """The first thing that a policy would have done; what would have come of it nobody knows."""
+
+    deed: str
+    """`stop`, `fail`, `rescue` or `reduce_lr`."""
+    epoch: int
+    """The epoch after which it would have been done."""
+    why: str
+    """One sentence for a person."""
+    savings: Savings | None
+    """Of a run that would have ended: what that would have saved, and cost in validation loss."""
+
+
+def replay(records: Sequence[EpochRecord], spec: JobSpec, policy: PolicySpec) -> Replay | None:
+    """Ask a policy at each epoch of a run, as training would have; None when it would have done nothing.
+
+    Args:
+        records: Epochs 1, 2, 3, ... of a run.
+        spec: Its job.
+        policy: What stands in place of the job's own policy.
+
+    Raises:
+        PolicyMismatchError: The policy decides by a number that the run did not measure.
+    """
+    spec = spec.model_copy(update={"policy": policy})
+    try:
+        decisions = Decisions(spec, tuple(records[0].validation.metrics) if records else ())
+    except TaskError as error:
+        raise PolicyMismatchError(str(error)) from error
+    for record in records:
+        decisions.take(record)
+        ending, action = decisions.ending(Control.CONTINUE), decisions.action
+        if record.epoch >= spec.training.epochs:
+            return None
+        if ending is not None:
+            return Replay(
+                deed="stop" if ending.outcome is Outcome.SUCCEEDED else "fail",
+                epoch=record.epoch,
+                why=ending.reason,
+                savings=_savings(records, spec, record.epoch),
+            )
+        if action is not None and not action.observed:
+            return Replay(deed=action.deed, epoch=record.epoch, why=action.message, savings=None)
+    return None
+
+
+def _savings(records: Sequence[EpochRecord], spec: JobSpec, stop: int) -> Savings:
+    stands = standing(records)
+    curve = Curve(
+        train=tuple(record.train.loss for record in stands),
+        validation=tuple(
+            math.nan if record.validation.nonfinite_samples else record.validation.loss for record in stands
+        ),
+    )
+    return savings(
+        curve,
+        stop,
+        seconds=[max(record.rank_seconds) for record in records],
+        gpus=[spec.scaling.gpus(record.world_size) for record in records],
+    )
