@@ -50,14 +50,17 @@ class Slow(Dataset):
         time.sleep(self.seconds)
         return self.inner[index]
 
-def build(seconds):
+def build(seconds, blow_up_after=10**6):
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(40, 4, generator=generator)
     data = TensorDataset(inputs, (inputs[:, 0] > 0).long())
     model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    schedule = lambda epoch: 1e5 if epoch >= blow_up_after else 1.0
     return TrainingTask(
         model=model, train=Slow(data, seconds), validation=data, loss=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.2), metrics={"accuracy": Accuracy()},
+        optimizer=optimizer, scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, schedule),
+        metrics={"accuracy": Accuracy()},
     )
 """
 
@@ -118,12 +121,20 @@ class Fitting:
         )
 
     def fit(
-        self, submission: int, *, run_id: str = "one", epochs: int = 4, **checkpoints: Any
+        self,
+        submission: int,
+        *,
+        run_id: str = "one",
+        epochs: int = 4,
+        params: dict[str, Any] | None = None,
+        policy: dict[str, Any] | None = None,
+        **checkpoints: Any,
     ) -> RunFinished:
         spec = {
             "name": "toy",
             "code": {"task": "slow_job:build"},
-            "params": {"seconds": 0.01},
+            "params": params or {"seconds": 0.01},
+            "policy": policy or {},
             "training": {"epochs": epochs, "global_batch_size": 8},
             "scaling": {"workers": 2},
             "checkpoints": {"best": {"metric": "accuracy", "mode": "max"}, **checkpoints},
@@ -152,8 +163,8 @@ class Fitting:
             assert self.process.wait(60) == 0
         shutil.rmtree(self._ray_folder)
 
-    def messages(self, attempt: int) -> list[IngestMessage]:
-        (spool,) = (self.folder / "runs" / "one" / "spool").glob(f"attempt-{attempt:06d}.jsonl")
+    def messages(self, attempt: int, run_id: str = "one") -> list[IngestMessage]:
+        (spool,) = (self.folder / "runs" / run_id / "spool").glob(f"attempt-{attempt:06d}.jsonl")
         return [MESSAGE.validate_json(line) for line in spool.read_bytes().splitlines()]
 
 
@@ -228,6 +239,33 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(fitting: Fitting, seco
 def test_no_draft_is_left(fitting: Fitting, second: RunFinished) -> None:
     assert second.outcome is Outcome.SUCCEEDED
     assert not list(fitting.temporary.glob("curvewatch-*"))
+
+
+def test_a_rescue_goes_back_to_what_ray_has_kept(fitting: Fitting, place: str) -> None:
+    finished = fitting.fit(
+        1,
+        run_id="rescued",
+        epochs=14,
+        # Long enough for uploads: what is not there yet cannot be gone back to.
+        params={"seconds": 0.02, "blow_up_after": 6},
+        policy={"diverging": "rescue", "learning_rate_factor": 1e-5},
+        path=place,
+        best={"metric": "loss", "mode": "min"},
+        min_interval_seconds=0,
+    )
+    messages = fitting.messages(1, "rescued")
+    records = [message.record for message in messages if isinstance(message, EpochFinished)]
+    events = [message.reason for message in messages if isinstance(message, WorkerEvent)]
+    back_to = [record.rolled_back_to for record in records if record.rolled_back_to is not None]
+
+    assert finished.outcome is Outcome.SUCCEEDED, finished.reason
+    assert events == ["policy_rescue", "rolled_back"]
+    assert len(back_to) == 1
+    assert 0 < back_to[0] <= 6
+    losses = [record.validation.loss for record in records]
+    assert max(losses) > 10 * losses[0]
+    assert losses[-1] < losses[5]
+    assert len(records) == 14
 
 
 @pytest.mark.parametrize(
