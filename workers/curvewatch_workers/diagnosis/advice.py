@@ -57,7 +57,7 @@ def _overfitting(case: Case) -> tuple[str, ...]:
             "First check that both splits are made alike (labels, normalisation, tokens), and that no label "
             "is wrong."
         )
-        return (check, "Then more or augmented data, or a much smaller model.")
+        return (_stop(case), check, "Then more or augmented data, or a much smaller model.")
     return (_take(case), *_regularisation(case.reading), _early(case.reading))
 
 
