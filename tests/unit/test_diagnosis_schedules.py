@@ -61,6 +61,23 @@ def test_restarts_that_nobody_told_of_are_hardly_ever_taken_for_trouble(
 
 
 @pytest.mark.parametrize("rates", [False, True])
+@pytest.mark.parametrize("schedule", RESTARTS)
+def test_restarts_of_a_loss_below_zero_are_no_trouble(schedule: str, rates: bool) -> None:
+    for seed in range(8):
+        curve = make_scheduled(schedule, epochs=100, noise=0.01, seed=seed, rates=rates)
+        shift = 3 * max(curve.train)
+        below = replace(
+            curve,
+            train=tuple(loss - shift for loss in curve.train),
+            validation=tuple(loss - shift for loss in curve.validation),
+        )
+        said = list(diagnoses(below))
+
+        assert not ALARMS & {one.verdict for one in said}, seed
+        assert not any(one.stop for one in said), seed
+
+
+@pytest.mark.parametrize("rates", [False, True])
 @pytest.mark.parametrize("epochs", [50, 100, 300])
 @pytest.mark.parametrize("schedule", RESTARTS)
 def test_overfitting_under_warm_restarts_is_seen(schedule: str, epochs: int, rates: bool) -> None:
@@ -122,14 +139,14 @@ def test_a_jump_to_below_the_start_is_diverging_unless_it_comes_down_again() -> 
     stays = down + [0.6] * 12
     falls = down + [0.6 * (1 + math.cos(math.pi * i / 40)) / 2 + 0.03 for i in range(40)]
 
-    def first(losses: list[float], **rates: tuple[float, ...]) -> int | None:
-        curve = Curve(train=tuple(losses), validation=tuple(losses), **rates)
+    def first(losses: list[float], rates: tuple[float, ...] = ()) -> int | None:
+        curve = Curve(train=tuple(losses), validation=tuple(losses), learning_rates=rates)
         said = enumerate(diagnoses(curve), 1)
         return next((i for i, one in said if one.verdict is Verdict.DIVERGING), None)
 
     assert first(stays) == 50  # a quarter of 40 epochs later
     assert first(falls) is None
-    assert first(stays, learning_rates=(0.1,) * 52) == 44  # no restart: at once, but for the smoothing
+    assert first(stays, (0.1,) * 52) == 44  # no restart: at once, but for the smoothing
 
 
 @pytest.mark.parametrize(("gap", "unstable"), [(2, True), (3, True), (5, False)])

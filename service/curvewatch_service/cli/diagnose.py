@@ -29,7 +29,7 @@ def diagnose(
             metavar="FILE...",
             help="CSV of Keras, Lightning or Ultralytics, or with named columns; Keras' history or Hugging Face's "
             "trainer_state.json; rows exported as JSON; TensorBoard event files or their folder; JSON lines with a "
-            "curve each (`id`, `train_loss`, `val_loss`, perhaps `val_acc`, `lr`). `-` reads JSON lines from standard input.",
+            "curve each (`id`, `train_loss`, `val_loss`, `val_acc`, `lr`). `-` reads JSON lines from standard input.",
         ),
     ],
     train: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the train loss.")] = None,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
-from curvewatch_workers.diagnosis.advice import ADVICE
+from curvewatch_workers.diagnosis.advice import Case, advise
 from curvewatch_workers.diagnosis.curve import Curve
 from curvewatch_workers.diagnosis.findings import Finding, about_restart, evidence
 from curvewatch_workers.diagnosis.reading import Reading
@@ -59,6 +59,9 @@ class OnlineDiagnosis:
         self._not_finite: Diagnosis | None = None
         self._before: Diagnosis | None = None
         """What was said before the learning rate was raised above what it was at the best epoch."""
+        self._epochs = 0
+        self._best_epoch: int | None = None
+        self._lowest = math.inf
 
     def add(
         self,
@@ -80,10 +83,13 @@ class OnlineDiagnosis:
             metrics: Validation metrics by name, such as `accuracy` as a ratio from 0 to 1.
             learning_rate: NaN where it is not known.
         """
+        self._epochs += 1
+        if math.isfinite(validation) and validation < self._lowest:
+            self._lowest, self._best_epoch = validation, self._epochs
         if self._not_finite is not None:
             return
         if nonfinite or not (math.isfinite(train) and math.isfinite(validation)):
-            self._not_finite = _not_finite(train, validation, self._reading.epochs + 1)
+            self._not_finite = self._diagnosis(_not_finite(train, validation, self._epochs))
         else:
             if learning_rate > self._reading.rates.latest and not self._reading.restarted_after:
                 self._before = self.diagnosis()
@@ -91,23 +97,35 @@ class OnlineDiagnosis:
 
     def diagnosis(self) -> Diagnosis:
         """Return what the curve says so far."""
+        reading = self._reading
         if self._not_finite is not None:
-            return self._not_finite
-        reading = self._reading
+            return replace(self._not_finite, best_epoch=self._best_epoch)
         if reading.epochs < MIN_EPOCHS:
-            return _too_early(reading)
-        if self._before is not None and reading.restarted_after:
-            return self._while_rate_is_raised(self._before)
-        finding = next(found for rule in RULES if (found := rule(reading)) is not None)
-        return _diagnosis(finding, stop=should_stop(finding.verdict, reading), best=reading.best_epoch)
-
-    def _while_rate_is_raised(self, before: Diagnosis) -> Diagnosis:
-        """Return what was said before the rate rose, unless the losses do what no rate excuses."""
-        reading = self._reading
-        finding = next((found for rule in NOT_EXCUSED if (found := rule(reading)) is not None), None)
+            return self._diagnosis(_few_epochs(reading))
+        if self._before is None or not reading.restarted_after:
+            return self._diagnosis(next(_found(RULES, reading)))
+        # The rate is raised: what was said before stands, unless the losses do what no rate excuses.
+        finding = next(_found(NOT_EXCUSED, reading), None)
         if finding is not None:
-            return _diagnosis(finding, stop=should_stop(finding.verdict, reading), best=reading.best_epoch)
-        return replace(before, evidence=(*before.evidence, about_restart(reading)))
+            return self._diagnosis(finding)
+        return replace(self._before, evidence=(*self._before.evidence, about_restart(reading)))
+
+    def _diagnosis(self, finding: Finding) -> Diagnosis:
+        stop = finding.verdict is Verdict.NOT_FINITE or should_stop(finding.verdict, self._reading)
+        return Diagnosis(
+            verdict=finding.verdict,
+            # Rounded, so that a unit that rounds otherwise gives the same number.
+            confidence=round(1 - 2 ** -max(finding.strength, 1.0), 3),
+            stop=stop,
+            best_epoch=self._best_epoch,
+            summary=finding.summary,
+            advice=advise(Case(finding=finding, reading=self._reading, stop=stop)),
+            evidence=finding.evidence,
+        )
+
+
+def _found(rules: Iterable[Rule], reading: Reading) -> Iterator[Finding]:
+    return (found for rule in rules if (found := rule(reading)) is not None)
 
 
 def diagnose(curve: Curve) -> Diagnosis:
@@ -140,35 +158,20 @@ def _take(online: OnlineDiagnosis, curve: Curve, index: int) -> None:
     )
 
 
-def _diagnosis(finding: Finding, *, stop: bool, **epochs: int) -> Diagnosis:
-    return Diagnosis(
-        verdict=finding.verdict,
-        # Rounded, so that a unit that rounds otherwise gives the same number.
-        confidence=round(1 - 2 ** -max(finding.strength, 1.0), 3),
-        stop=stop,
-        summary=finding.summary,
-        advice=ADVICE[finding.verdict].format_map(epochs),
-        evidence=finding.evidence,
-    )
-
-
-def _not_finite(train: float, validation: float, epoch: int) -> Diagnosis:
+def _not_finite(train: float, validation: float, epoch: int) -> Finding:
     message = (
         f"Epoch {epoch} has losses that are not finite (train {train:.4g}, validation {validation:.4g})."
     )
-    finding = Finding(
+    return Finding(
         verdict=Verdict.NOT_FINITE,
         summary=f"The loss of some samples is NaN or infinite since epoch {epoch}.",
         evidence=(Evidence(rule="not_finite", message=message, epochs=(epoch,), values=(train,)),),
         strength=math.inf,
     )
-    return _diagnosis(finding, stop=True, bad=epoch)
 
 
-def _too_early(reading: Reading) -> Diagnosis:
+def _few_epochs(reading: Reading) -> Finding:
     epochs = reading.epochs
     seen = f"{epochs} {'epoch has' if epochs == 1 else 'epochs have'} finished; a verdict needs {MIN_EPOCHS}."
     found = (evidence("few_epochs", seen, (epochs,), reading.validation_losses),) if epochs else ()
-    return _diagnosis(
-        Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found, strength=math.inf), stop=False
-    )
+    return Finding(verdict=Verdict.TOO_EARLY, summary=seen, evidence=found, strength=math.inf)

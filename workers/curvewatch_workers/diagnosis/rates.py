@@ -54,6 +54,11 @@ class Rates:
         return self.highest > RAISED * self.lowest
 
     @property
+    def rises_now(self) -> bool:
+        """Tell whether the rate is higher than an epoch ago."""
+        return len(self.values) > 1 and self.is_above(1)
+
+    @property
     def may_come_down(self) -> bool:
         """Tell whether a schedule that was seen to move is in its upper half: the loss may come down with it."""
         return self.varies and self.latest * RAISED > self.highest

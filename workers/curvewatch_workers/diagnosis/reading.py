@@ -83,12 +83,14 @@ class Reading:
 
     @property
     def restarted_after(self) -> int:
-        """Latest epoch before the learning rate rose above what it was when either loss was at its best; 0 if not.
+        """Latest epoch before the learning rate rose above what it was when either loss was at its best.
 
-        A warm restart does that, and so does warm-up.
+        A warm restart does that, and so does warm-up. 0 if it has not, or if validation loss has a new best since.
         """
-        lows = (self.validation.lowest, self.train.lowest) if self.epochs else ()
-        return max((self.rates.raised_after(low) for low in lows), default=0)
+        if not self.epochs:
+            return 0
+        after = max(self.rates.raised_after(trend.lowest) for trend in (self.train, self.validation))
+        return after if self.best_epoch <= after else 0
 
     @property
     def error_of_best(self) -> float:
