@@ -16,6 +16,7 @@ from typing import Final
 from curvewatch_workers.diagnosis import Diagnosis, OnlineDiagnosis, Verdict
 from curvewatch_workers.errors import HookError
 from curvewatch_workers.hooks.curve_file import Row, Unit, read_rows, write_rows
+from curvewatch_workers.hooks.run_feed import NoRun, RunFeed, feed_of_process
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,10 @@ class CurveFeed:
 
     Every process of a training makes one and gives it the same epochs; only the leader's writes, logs and decides.
 
+    In a job whose loop is the user's (`code.loop`), the leader tells the run as well, and obeys the service.
+
     Args:
+        framework: Whose numbers they are.
         file: CSV that is written after each epoch; None writes none.
         stop: Stop when the diagnosis says so.
         stop_on: Verdicts at which to stop as soon as they are raised; a single one may be given by itself.
@@ -46,6 +50,7 @@ class CurveFeed:
 
     def __init__(
         self,
+        framework: str,
         file: str | os.PathLike[str] | None,
         *,
         stop: bool = False,
@@ -53,6 +58,8 @@ class CurveFeed:
     ) -> None:
         self._file = None if file is None else Path(file)
         self._stop, self._stop_on = stop, _verdicts(stop_on)
+        self._framework = framework
+        self._run: RunFeed = NoRun()
         self._unit: Unit = "epoch"
         self._leads = True
         self._rows: dict[int, Row] = {}
@@ -79,7 +86,7 @@ class CurveFeed:
         """Take the curve that a checkpoint holds for that of the epochs before; comes before `begin`."""
         self._rows = {row.at: row for row in rows}
 
-    def begin(self, after: int, *, unit: Unit = "epoch", leads: bool = True) -> None:
+    def begin(self, after: int, *, unit: Unit = "epoch", leads: bool = True, processes: int = 1) -> None:
         """Begin or go on with a training, whose next row is later than `after`; 0 begins anew.
 
         What is known of later rows, which are trained again, is forgotten. An earlier training's file is written over.
@@ -88,9 +95,10 @@ class CurveFeed:
             after: The last epoch or step that is not trained again.
             unit: What rows are counted in.
             leads: Whether this is the process that writes and decides.
+            processes: How many train together.
 
         Raises:
-            HookError: The file is there and something else.
+            HookError: The file is there and something else; or the workers of the job do not train together.
         """
         self._unit, self._leads = unit, leads
         known = dict(self._rows)
@@ -98,6 +106,8 @@ class CurveFeed:
             known = {row.at: row for row in read_rows(self._file)} | known
         self._rows = {at: known[at] for at in sorted(known) if at <= after}
         self._reread()
+        self._run = feed_of_process(self._framework)
+        self._run.begin(self._number(after), processes)
         missing = [] if unit == "step" else [at for at in range(1, after + 1) if at not in self._rows]
         if missing and leads:
             logger.warning(
@@ -109,22 +119,28 @@ class CurveFeed:
                 extra={"action": "curve_incomplete"},
             )
 
-    def add(self, row: Row) -> bool:
+    def add(self, row: Row, *, learning_rate: float = math.nan) -> bool:
         """Take in a finished epoch; return whether this process wants the training to stop after it.
 
         Args:
             row: Its numbers. Without one of both losses it is written down, but is no epoch of the curve.
+            learning_rate: Learning rate at its end.
         """
         again = row.at in self._rows
         self._rows[row.at] = row
+        number = self._number(row.at)
         if not self._leads:
+            self._run.note(number)
             return False
         self._write()
         if again:
             self._reread()
         elif _is_whole(row):
             self._read(row)
-        return _is_whole(row) and self._decides(row)
+        if not _is_whole(row):
+            return False
+        ends = self._run.tell(number, row, learning_rate)
+        return self._decides(row) or ends
 
     def end(self, remedy: str) -> None:
         """Say so when the training had no epoch with both losses.
@@ -140,6 +156,12 @@ class CurveFeed:
         if self._leads and message not in self._told:
             self._told.add(message)
             logger.warning(message, extra={"action": "hook_warning"})
+
+    def _number(self, at: int) -> int:
+        """Return how many epochs of the curve there are up to a row; those that are not known count."""
+        if self._unit == "step":
+            return self.whole
+        return at - sum(not _is_whole(row) for row in self._rows.values() if row.at <= at)
 
     def _reread(self) -> None:
         self._online, self._verdict = OnlineDiagnosis(), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping
 
@@ -40,7 +41,7 @@ class CurvewatchCallback(keras.callbacks.Callback):  # type: ignore[misc] # not 
     ) -> None:
         super().__init__()
         self._train_loss, self._validation_loss = train_loss, validation_loss
-        self._feed = CurveFeed(file, stop=stop, stop_on=stop_on)
+        self._feed = CurveFeed("keras", file, stop=stop, stop_on=stop_on)
         self._begun = False
 
     @property
@@ -69,7 +70,8 @@ class CurvewatchCallback(keras.callbacks.Callback):  # type: ignore[misc] # not 
             validation=number_in(logs, self._validation_loss, "validation_loss") if validated else None,
             accuracy=accuracy_in(logs),
         )
-        if self._feed.add(row):
+        rate = getattr(self.model.optimizer, "learning_rate", math.nan)
+        if self._feed.add(row, learning_rate=float(rate)):
             self.model.stop_training = True
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection
 from dataclasses import asdict
@@ -45,7 +46,7 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
     ) -> None:
         super().__init__(monitor=validation_loss)
         self._train_loss, self._validation_loss = train_loss, validation_loss
-        self._feed = CurveFeed(file, stop=stop, stop_on=stop_on)
+        self._feed = CurveFeed("lightning", file, stop=stop, stop_on=stop_on)
         self._begun = self._trained = self._validated = False
 
     @property
@@ -79,7 +80,9 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
         """Begin, or go on after the epochs that a checkpoint has."""
         if not self._begun:
             self._begun = True
-            self._feed.begin(trainer.current_epoch, leads=trainer.is_global_zero)
+            self._feed.begin(
+                trainer.current_epoch, leads=trainer.is_global_zero, processes=trainer.world_size
+            )
         self._trained = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,5 +101,10 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
             accuracy=accuracy_in(logs) if self._validated else None,
         )
         self._trained = self._validated = False
-        if trainer.strategy.broadcast(self._feed.add(row)):
+        rate = _learning_rate(trainer)
+        if trainer.strategy.broadcast(self._feed.add(row, learning_rate=rate)):
             trainer.should_stop = True
+
+
+def _learning_rate(trainer: Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan

@@ -47,12 +47,13 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
         stop_on: str | Collection[str] = (),
     ) -> None:
         self._train_loss, self._validation_loss = train_loss, validation_loss
-        self._feed = CurveFeed(file, stop=stop, stop_on=stop_on)
+        self._feed = CurveFeed("transformers", file, stop=stop, stop_on=stop_on)
         self._training = self._by_epoch = False
         self._losses: list[float] = []
         self._others: dict[str, object] = {}
         self._evaluated: dict[str, object] = {}
         self._taken_at = -1
+        self._learning_rate = math.nan
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -76,6 +77,7 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
             rows[-1].at if rows else 0,
             unit="epoch" if self._by_epoch else "step",
             leads=state.is_world_process_zero,
+            processes=args.world_size,
         )
 
     def on_log(
@@ -113,7 +115,8 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
                 "An evaluation with no train loss logged since the one before is left out of the curve; set "
                 'logging_strategy="epoch" in the TrainingArguments, or smaller logging_steps'
             )
-        stops = self._feed.add(self._row(metrics, state.epoch, state.global_step))
+        row = self._row(metrics, state.epoch, state.global_step)
+        stops = self._feed.add(row, learning_rate=self._learning_rate)
         # What else it lacks may come with another dataset of the same evaluation.
         self._taken_at = state.global_step
         if _of_rank_0(stops, args):
@@ -140,6 +143,8 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
         return None
 
     def _keep(self, logs: Mapping[str, object]) -> None:
+        if "learning_rate" in logs:
+            self._learning_rate = number_in(logs, "learning_rate", "the Trainer")
         if self._train_loss in logs:
             self._losses.append(number_in(logs, self._train_loss, "train_loss"))
         elif not any(name.startswith("eval_") for name in logs):
