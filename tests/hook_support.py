@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,15 @@ def make_datasets(*, healthy: bool) -> tuple[TensorDataset, TensorDataset]:
 def read_file(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def snippet(framework: str) -> str:
+    """Return the lines of docs/howto/hooks.md that use a framework's callback."""
+    text = (Path(__file__).parent.parent / "docs" / "howto" / "hooks.md").read_text(encoding="utf-8")
+    (found,) = (
+        part for part in re.findall(r"```python\n(.+?)```", text, re.DOTALL) if f"hooks.{framework}" in part
+    )
+    return str(found)
 
 
 def verdict_of(path: Path) -> dict[str, Any]:

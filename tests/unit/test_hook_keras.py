@@ -14,7 +14,7 @@ import keras
 from curvewatch_workers.diagnosis import Verdict
 from curvewatch_workers.errors import HookError
 from curvewatch_workers.hooks.keras import CurvewatchCallback
-from hook_support import FEATURES, make_splits, read_file, verdict_of
+from hook_support import FEATURES, make_splits, read_file, snippet, verdict_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras' own
 WORSE = frozenset({Verdict.OVERFITTING, Verdict.OVERCONFIDENT})
@@ -158,3 +158,20 @@ def test_a_disk_that_takes_nothing_does_not_end_the_training(
 
     assert 5 <= len(history["loss"]) < 60
     assert [record.message for record in caplog.records if "cannot be written to" in record.message]
+
+
+def test_the_lines_of_the_howto_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (x, y), held_out = make_splits(healthy=False)
+    validation = tuple(part.numpy() for part in held_out)
+    names: dict[str, Any] = {
+        "model": make_keras(healthy=False),
+        "x": x.numpy(),
+        "y": y.numpy(),
+        "validation": validation,
+    }
+
+    exec(snippet("keras"), names)  # noqa: S102 - ours
+
+    assert len(read_file(tmp_path / "curve.csv")) >= 5
+    assert names["watch"].diagnosis.verdict != Verdict.TOO_EARLY

@@ -17,7 +17,7 @@ from curvewatch_service.curve_files import Columns, read_curves
 from curvewatch_workers.diagnosis import Curve, Verdict, diagnoses
 from curvewatch_workers.errors import HookError
 from curvewatch_workers.hooks.lightning import CurvewatchCallback
-from hook_support import make_datasets, make_model, read_file, verdict_of
+from hook_support import make_datasets, make_model, read_file, snippet, verdict_of
 
 WORSE = frozenset({Verdict.OVERFITTING, Verdict.OVERCONFIDENT})
 pytestmark = pytest.mark.filterwarnings("ignore:.*(bottleneck|isn't supported|TreeSpec|log|is not empty).*")
@@ -160,6 +160,22 @@ def test_losses_that_the_module_logs_at_the_epochs_end_are_there(tmp_path: Path)
     assert read_file(one) == read_file(other)
 
 
+def test_a_train_loss_of_the_last_batch_alone_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class OfBatches(Classifier):
+        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+            loss = functional.cross_entropy(self.model(batch[0]), batch[1])
+            self.log("train_loss", loss)
+            return loss
+
+    fit(CurvewatchCallback(), tmp_path, module=OfBatches(healthy=False), epochs=3)
+    fit(CurvewatchCallback(), tmp_path, epochs=3)
+
+    told = [record.message for record in caplog.records if "last batch alone" in record.message]
+    assert len(told) == 1
+
+
 def test_epochs_without_validation_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "curve.csv"
 
@@ -208,3 +224,15 @@ def test_a_file_of_something_else_is_not_written_over(tmp_path: Path) -> None:
         fit(CurvewatchCallback(other), tmp_path)
 
     assert other.read_text().startswith("epoch,step")
+
+
+def test_the_lines_of_the_howto_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train, validation = make_datasets(healthy=False)
+    loaders = {"train_loader": DataLoader(train, 64), "validation_loader": DataLoader(validation, 128)}
+    names: dict[str, Any] = {"pl": pl, "module": Classifier(healthy=False)} | loaders
+
+    exec(snippet("lightning"), names)  # noqa: S102 - ours
+
+    assert len(read_file(tmp_path / "curve.csv")) >= 5
+    assert names["watch"].diagnosis.verdict != Verdict.TOO_EARLY

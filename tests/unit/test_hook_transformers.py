@@ -17,7 +17,7 @@ from curvewatch_service.curve_files import Columns, read_curves
 from curvewatch_workers.diagnosis import Verdict
 from curvewatch_workers.errors import HookError
 from curvewatch_workers.hooks.transformers import CurvewatchCallback
-from hook_support import make_model, make_samples, make_splits, read_file, verdict_of
+from hook_support import make_model, make_samples, make_splits, read_file, snippet, verdict_of
 
 WORSE = frozenset({Verdict.OVERFITTING, Verdict.OVERCONFIDENT})
 
@@ -196,3 +196,19 @@ def test_what_the_trainer_does_not_log_is_refused(tmp_path: Path) -> None:
         make_trainer(CurvewatchCallback(train_loss="train_loss"), tmp_path).train()
     with pytest.raises(HookError, match=r"no 'val_loss', .*it logs .*eval_loss"):
         make_trainer(CurvewatchCallback(validation_loss="val_loss"), tmp_path).train()
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+def test_the_lines_of_the_howto_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = dict(zip(("train", "validation"), map(Rows, make_splits(healthy=False)), strict=True))
+    names: dict[str, Any] = {
+        "Trainer": Trainer,
+        "TrainingArguments": TrainingArguments,
+        "model": Classifier(),
+    } | data
+
+    exec(snippet("transformers"), names)  # noqa: S102 - ours
+
+    assert len(read_file(tmp_path / "curve.csv")) >= 5
+    assert names["watch"].diagnosis.verdict != Verdict.TOO_EARLY

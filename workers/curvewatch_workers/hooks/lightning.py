@@ -101,6 +101,11 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
             accuracy=accuracy_in(logs) if self._validated else None,
         )
         self._trained = self._validated = False
+        if _is_of_last_batch(trainer, self._train_loss):
+            self._feed.warn(
+                f"CurvewatchCallback: {self._train_loss!r} is the loss of each epoch's last batch alone; write "
+                f"self.log({self._train_loss!r}, loss, on_epoch=True) in training_step"
+            )
         rate = _learning_rate(trainer)
         if trainer.strategy.broadcast(self._feed.add(row, learning_rate=rate)):
             trainer.should_stop = True
@@ -108,3 +113,9 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
 
 def _learning_rate(trainer: Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
+
+
+def _is_of_last_batch(trainer: Trainer, name: str) -> bool:
+    # Lightning's own record of how the module logs, which it does not publish.
+    results = getattr(trainer.fit_loop, "_results", None) or {}
+    return any(result.meta.name == name and not result.meta.on_epoch for result in results.values())
