@@ -95,7 +95,7 @@ def fit(
         **options,
     )
     loaders = DataLoader(train, 64), DataLoader(validation, 128)
-    trainer.fit(module or Classifier(healthy=healthy), *loaders, ckpt_path=resume, weights_only=False)
+    trainer.fit(module or Classifier(healthy=healthy), *loaders, ckpt_path=resume)
     return trainer
 
 
@@ -205,6 +205,25 @@ def test_a_resumed_run_has_each_epoch_once(
     assert read_file(second) == [row for row in read_file(whole) if row["epoch"] not in unknown]
     told = [record for record in caplog.records if getattr(record, "action", "") == "curve_incomplete"]
     assert len(told) == len(unknown)
+
+
+def test_a_trial_of_one_batch_leaves_the_curve_alone(tmp_path: Path) -> None:
+    fit(CurvewatchCallback(tmp_path / "curve.csv"), tmp_path, epochs=3)
+
+    fit(CurvewatchCallback(tmp_path / "curve.csv", stop=True), tmp_path, fast_dev_run=True)
+
+    assert len(read_file(tmp_path / "curve.csv")) == 3
+
+
+def test_two_losses_may_be_watched_at_once(tmp_path: Path) -> None:
+    other = CurvewatchCallback(tmp_path / "other.csv", validation_loss="val_acc")
+    keep = ModelCheckpoint(tmp_path / "kept", "{epoch}", save_top_k=-1)
+
+    fit(CurvewatchCallback(tmp_path / "one.csv"), tmp_path, other, keep, epochs=3)
+
+    assert [row["val_loss"] for row in read_file(tmp_path / "other.csv")] == [
+        row["val_accuracy"] for row in read_file(tmp_path / "one.csv")
+    ]
 
 
 def test_a_name_that_is_not_logged_is_refused_with_those_that_are(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
     @property
     def state_key(self) -> str:
         """Key of the state in a checkpoint."""
-        return type(self).__qualname__
+        return f"{type(self).__qualname__}[{self._validation_loss}]"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the curve for a checkpoint."""
@@ -91,7 +91,7 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take in the epoch; stop on all ranks when rank 0 says so."""
-        if not self._trained:
+        if not self._trained or trainer.fast_dev_run:
             return
         logs = trainer.callback_metrics
         row = Row(
