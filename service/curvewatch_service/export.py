@@ -178,7 +178,8 @@ def _latest_epoch(record: EpochRecord) -> Iterator[Sample]:
         split, labels = record.split(name), {"split": name}
         yield Sample(series.LOSS, split.loss, labels)
         yield Sample(series.RECEIPT_EXACT, split.exact, labels)
-        yield Sample(series.RANK_LOSS_SPREAD, split.rank_loss_spread, labels)
+        if split.reported_by is None:
+            yield Sample(series.RANK_LOSS_SPREAD, split.rank_loss_spread, labels)
         for metric, value in split.metric_values.items():
             yield Sample(series.METRIC, value, {**labels, "metric": metric})
     yield Sample(series.LEARNING_RATE, record.learning_rate, {})
@@ -186,12 +187,13 @@ def _latest_epoch(record: EpochRecord) -> Iterator[Sample]:
         yield Sample(series.GRADIENT_NORM, record.gradient_norm, {})
     seconds = record.duration_seconds
     yield Sample(series.EPOCH_DURATION, seconds, {})
-    if seconds > 0:
+    counted = record.train.reported_by is None
+    if seconds > 0 and counted:
         samples = record.train.samples_seen + record.validation.samples_seen
         yield Sample(series.SAMPLES_PER_SECOND, samples / seconds, {})
     yield Sample(series.LAST_EPOCH_TIMESTAMP, record.finished_at.timestamp(), {})
     by_rank: tuple[tuple[Series, Iterable[float]], ...] = (
-        (series.SHARD_SAMPLES, [share.samples for share in record.train.ranks]),
+        (series.SHARD_SAMPLES, [share.samples for share in record.train.ranks] if counted else ()),
         (series.RANK_EPOCH_SECONDS, record.rank_seconds),
         (series.GPU_MEMORY_PEAK, record.gpu_memory_peak_bytes or ()),
     )

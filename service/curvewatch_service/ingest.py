@@ -122,8 +122,17 @@ class Ingestion:
         if self._session.get(EpochRow, (run_id, record.epoch, record.attempt)) is not None:
             return False
         self._session.add(_epoch_row(record))
+        frameworks = {record.split(name).reported_by for name in SPLITS} - {None}
         wrong = [name for name in SPLITS if not record.split(name).exact]
-        if wrong:
+        if frameworks:
+            names = " and ".join(sorted(map(str, frameworks)))
+            text = (
+                f"the numbers are the means that {names} reports: which samples are behind them is not known, so that "
+                "no epoch counts as exact"
+            )
+            key = reason = "means_of_framework"
+            add_event(self._session, run_id, reason, text, "worker", time=record.finished_at, key=key)
+        elif wrong:
             key = f"receipt_not_exact:{record.epoch}"
             text = _receipt_message(record, wrong)
             add_event(

@@ -28,6 +28,8 @@ class ReceiptView(View):
     """Ranks that took part."""
     exact: bool
     """True only if each sample was counted exactly once."""
+    reported_by: str | None = None
+    """Framework whose own means the numbers are, so that nothing was counted; null where they follow from sums."""
 
 
 class SplitView(View):

@@ -90,9 +90,11 @@ def epoch_line(epoch: EpochView, epochs: Sequence[EpochView], planned: int) -> s
     """Write one epoch as one line, for logs and pipes."""
     known = [other for other in epochs if other.epoch <= epoch.epoch]
     attempt = f" (attempt {epoch.attempt})" if epoch.attempt > 1 else ""
-    exact = epoch.train.receipt.exact and epoch.validation.receipt.exact
+    receipt = epoch.train.receipt
+    exact = receipt.exact and epoch.validation.receipt.exact
+    doubt = f"  means of {receipt.reported_by}" if receipt.reported_by else "  receipt NOT exact"
     return f"epoch {epoch.epoch}/{planned}{attempt}  {losses(epoch, best_epoch(known))}" + (
-        "" if exact else "  receipt NOT exact"
+        "" if exact else doubt
     )
 
 
@@ -200,6 +202,9 @@ def receipt_table(epochs: Sequence[EpochView]) -> RenderableType:
     """Draw what was counted, over all epochs."""
     if not epochs:
         return Text("No receipt: no epoch has finished.", "dim")
+    framework = epochs[-1].train.receipt.reported_by
+    if framework is not None:
+        return Text(f"No receipt: the numbers are the means that {framework} reports.", "dim")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), title_justify="left")
     table.add_column("RECEIPT")
     for name in ("SAMPLES", "COUNTED", "NON-FINITE", "RANKS", "EXACT EPOCHS"):

@@ -88,6 +88,7 @@ def _split_view(split: SplitRecord) -> SplitView:
             nonfinite_samples=split.nonfinite_samples,
             ranks=len(split.ranks),
             exact=split.exact,
+            reported_by=split.reported_by,
         ),
     )
 

@@ -12,7 +12,8 @@ import pytest
 
 from api_support import DEADLINE_SECONDS, ServedApi, serve_api, zipped
 from curvewatch_service.api.session import COOKIE
-from store_support import new_run
+from curvewatch_workers.contract import EpochFinished
+from store_support import attempt_message, new_run, record, split
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,23 @@ def test_a_page_leads_to_the_sign_in_and_back(api: ServedApi, browser: httpx.Cli
     answer = _sign_in(api, browser, next=f"/runs/{run_id}")
     assert (answer.status_code, answer.headers["Location"]) == (303, f"/runs/{run_id}")
     assert browser.get(f"/runs/{run_id}").status_code == 200
+
+
+def test_the_page_of_a_run_with_a_frameworks_means_has_no_receipt(
+    api: ServedApi, browser: httpx.Client
+) -> None:
+    run_id = api.submit().json()["run_id"]
+    assert api.services.store.begin_submission(run_id) is not None
+    means = split(loss=0.5).model_copy(update={"reported_by": "keras"})
+    told = EpochFinished(record=record(1, run_id=run_id, train=means, validation=means))
+    api.services.store.ingest(run_id, [attempt_message(1), told])
+    _sign_in(api, browser)
+
+    page = browser.get(f"/runs/{run_id}")
+
+    assert page.status_code == 200
+    assert "None: the numbers are the means that keras reports" in page.text
+    assert "Not exact" not in page.text
 
 
 def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(api: ServedApi, browser: httpx.Client) -> None:

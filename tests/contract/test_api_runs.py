@@ -90,6 +90,7 @@ def test_a_run_shows_its_epochs_events_and_diagnosis(api: ServedApi) -> None:
         "nonfinite_samples": 0,
         "ranks": 2,
         "exact": True,
+        "reported_by": None,
     }
     events = EventList.model_validate_json(api.request("GET", f"/api/v1/runs/{run_id}/events").content).events
     assert {event.reason for event in events} == {"state_queued", "state_starting", "state_running"}

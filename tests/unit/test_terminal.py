@@ -79,6 +79,18 @@ def test_an_epoch_of_a_later_attempt_or_without_exact_receipt_says_so() -> None:
     assert line.endswith("  receipt NOT exact")
 
 
+def test_means_of_a_framework_have_no_receipt() -> None:
+    epoch = epoch_view(2, 0.5, 0.6, exact=False)
+    receipt = epoch.train.receipt.model_copy(update={"reported_by": "keras"})
+    epoch = epoch.model_copy(update={"train": epoch.train.model_copy(update={"receipt": receipt})})
+
+    assert terminal.epoch_line(epoch, [epoch], 4).endswith("  means of keras")
+    assert (
+        plain(terminal.receipt_table([epoch]))
+        == "No receipt: the numbers are the means that keras reports.\n"
+    )
+
+
 def test_the_list_of_runs_has_each_run_on_one_line_of_80_columns() -> None:
     epochs = curve()
     runs = [

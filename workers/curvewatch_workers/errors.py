@@ -11,7 +11,8 @@ WorkersError
 │   ├── DamagedCheckpointError: it is not what was written; an earlier one may do
 │   └── CheckpointLostError: one that others do not follow could not be kept
 ├── SupersededError: a later attempt of the run has started
-└── TrackerError: a tracker cannot be written; never ends a run
+├── TrackerError: a tracker cannot be written; never ends a run
+└── HookError: a callback of another trainer cannot do what it was set up for
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class SupersededError(WorkersError):
 
 class TrackerError(WorkersError):
     """A tracker cannot be written."""
+
+
+class HookError(WorkersError):
+    """A callback of another trainer cannot do what it was set up for."""
 
 
 def user_traceback(error: BaseException) -> str:

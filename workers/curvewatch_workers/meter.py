@@ -8,7 +8,6 @@ epochs then go nowhere.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import datetime as dt
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from curvewatch_workers.errors import TaskError
 from curvewatch_workers.given_metrics import split_metrics
 from curvewatch_workers.group import Group, group_of_process
 from curvewatch_workers.losses import BatchLoss, Loss
+from curvewatch_workers.meter_run import RUN
 from curvewatch_workers.metrics.foreign import AnyMetric, ForeignMetrics
 from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.totals import Totals
@@ -57,17 +57,14 @@ class MeterRun:
             self.tell_start(after_epoch)
 
 
-_RUN: contextvars.ContextVar[MeterRun | None] = contextvars.ContextVar("curvewatch_meter_run", default=None)
-
-
 @contextlib.contextmanager
 def metering(run: MeterRun) -> Iterator[MeterRun]:
     """Let the meters that are made inside belong to a run."""
-    token = _RUN.set(run)
+    token = RUN.set(run)
     try:
         yield run
     finally:
-        _RUN.reset(token)
+        RUN.reset(token)
 
 
 class EpochMeter:
@@ -102,7 +99,7 @@ class EpochMeter:
                 f"EpochMeter needs at least 1 train sample, 1 validation sample and epoch 1, got {train_samples}, "
                 f"{validation_samples} and {first_epoch}"
             )
-        self._run = _RUN.get() or MeterRun()
+        self._run = RUN.get() or MeterRun()
         self._group = self._run.group or group_of_process(device or _device())
         sums, foreign = split_metrics(metrics or {})
         self._foreign: dict[Split, ForeignMetrics] = {

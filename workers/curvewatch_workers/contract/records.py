@@ -94,6 +94,9 @@ class SplitRecord(Record):
     """Confusion matrices by name: row the true class, column the predicted one."""
     ranks: tuple[RankShare, ...] = Field(min_length=1)
     """What each rank saw, in order of rank."""
+    reported_by: str | None = Field(default=None, min_length=1, max_length=64)
+    """Framework whose own mean the loss is, such as `lightning`: its sums are not known, so that the weight is 1 and
+    counts are 0. Null where every number follows from sums over samples."""
 
     @property
     def loss(self) -> float:
@@ -119,7 +122,8 @@ class SplitRecord(Record):
     def exact(self) -> bool:
         """True only if each sample of the dataset was counted exactly once."""
         return (
-            self.samples_seen == self.samples_expected
+            self.reported_by is None
+            and self.samples_seen == self.samples_expected
             and self.checksum_seen == self.checksum_expected
             and sum(rank.samples for rank in self.ranks) == self.samples_seen
         )

@@ -37,7 +37,7 @@ def point_of(record: EpochRecord) -> Point:
         values["gradient_norm"] = record.gradient_norm
     seconds = record.duration_seconds
     values["seconds"] = seconds
-    if seconds > 0:
+    if seconds > 0 and record.train.reported_by is None:
         values["samples_per_second"] = (record.train.samples_seen + record.validation.samples_seen) / seconds
     values |= {"world_size": record.world_size, "attempt": record.attempt}
     return Point(epoch=record.epoch, time=record.finished_at, values=values)

@@ -1,0 +1,121 @@
+"""A callback for PyTorch Lightning."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Collection
+from dataclasses import asdict
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from curvewatch_workers.diagnosis import Diagnosis
+from curvewatch_workers.hooks.curve_feed import CurveFeed, accuracy_in, number_in
+from curvewatch_workers.hooks.curve_file import Row
+
+
+# Lightning calls two kinds of callbacks after the module's own `on_train_epoch_end`, which may log the losses: those
+# that stop early, and those that save.
+class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into: it may be absent
+    """Reads the curve that a `Trainer` makes; stops it by verdict when told to.
+
+    Takes the numbers that the module logs, as they are at the end of each train epoch. On several ranks those of rank 0
+    decide, and all stop after the same epoch; `self.log(..., sync_dist=True)` makes them those of all ranks.
+
+    Args:
+        file: CSV with a row for each epoch, for `curvewatch diagnose`; None writes none.
+        train_loss: Name under which the module logs the train loss, with `on_epoch=True`.
+        validation_loss: Name under which it logs the validation loss.
+        stop: Stop when the diagnosis says so.
+        stop_on: Verdicts at which to stop as soon as they are raised.
+
+    Raises:
+        HookError: A verdict is unknown; during the training, when a loss is not logged.
+    """
+
+    def __init__(
+        self,
+        file: str | os.PathLike[str] | None = None,
+        *,
+        train_loss: str = "train_loss",
+        validation_loss: str = "val_loss",
+        stop: bool = False,
+        stop_on: str | Collection[str] = (),
+    ) -> None:
+        super().__init__(monitor=validation_loss)
+        self._train_loss, self._validation_loss = train_loss, validation_loss
+        self._feed = CurveFeed("lightning", file, stop=stop, stop_on=stop_on)
+        self._begun = self._trained = self._validated = False
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What the curve says so far, on rank 0."""
+        return self._feed.diagnosis
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint."""
+        return f"{type(self).__qualname__}[{self._validation_loss}]"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the curve for a checkpoint."""
+        return {"rows": [asdict(row) for row in self._feed.rows]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the curve from a checkpoint."""
+        self._feed.restore(Row(**row) for row in state_dict["rows"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Do nothing: a row is for each train epoch, whenever the validation is."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the first batch: a checkpoint taken after a validation ends that epoch once more, without one."""
+        self._begun = self._trained = self._validated = False
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin, or go on after the epochs that a checkpoint has."""
+        if not self._begun:
+            self._begun = True
+            self._feed.begin(
+                trainer.current_epoch, leads=trainer.is_global_zero, processes=trainer.world_size
+            )
+        self._trained = True
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch has a validation loss of its own."""
+        self._validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take in the epoch; stop on all ranks when rank 0 says so."""
+        if not self._trained or trainer.fast_dev_run:
+            return
+        logs = trainer.callback_metrics
+        row = Row(
+            at=trainer.current_epoch + 1,
+            train=number_in(logs, self._train_loss, "train_loss"),
+            validation=number_in(logs, self._validation_loss, "validation_loss") if self._validated else None,
+            accuracy=accuracy_in(logs) if self._validated else None,
+        )
+        self._trained = self._validated = False
+        if _is_of_last_batch(trainer, self._train_loss):
+            self._feed.warn(
+                f"CurvewatchCallback: {self._train_loss!r} is the loss of each epoch's last batch alone; write "
+                f"self.log({self._train_loss!r}, loss, on_epoch=True) in training_step"
+            )
+        rate = _learning_rate(trainer)
+        if trainer.strategy.broadcast(self._feed.add(row, learning_rate=rate)):
+            trainer.should_stop = True
+
+
+def _learning_rate(trainer: Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
+
+
+def _is_of_last_batch(trainer: Trainer, name: str) -> bool:
+    # Lightning's own record of how the module logs, which it does not publish.
+    results = getattr(trainer.fit_loop, "_results", None) or {}
+    return any(result.meta.name == name and not result.meta.on_epoch for result in results.values())

@@ -1,0 +1,167 @@
+"""A callback for the `Trainer` of Hugging Face."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from curvewatch_workers.diagnosis import Diagnosis
+from curvewatch_workers.errors import HookError
+from curvewatch_workers.group import group_of_process
+from curvewatch_workers.hooks.curve_feed import CurveFeed, accuracy_in, number_in
+from curvewatch_workers.hooks.curve_file import Row
+
+
+class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked into: it may be absent
+    """Reads the curve that a `Trainer` makes; stops it by verdict when told to.
+
+    An epoch of the curve is the way from one evaluation to the next, with the mean of the train losses that were logged
+    on it: `eval_strategy="epoch"` and `logging_strategy="epoch"` make it an epoch. The Trainer reduces the losses over
+    its ranks; rank 0 decides, and all stop at the same evaluation.
+
+    Args:
+        file: CSV with a row for each evaluation, for `curvewatch diagnose`; None writes none.
+        train_loss: Key of the train loss in the logs.
+        validation_loss: Key of the validation loss in the logs; with several evaluation datasets that of one of them,
+            such as `eval_test_loss`.
+        stop: Stop when the diagnosis says so.
+        stop_on: Verdicts at which to stop as soon as they are raised.
+
+    Raises:
+        HookError: A verdict is unknown; during the training, when nothing is evaluated or a loss is not logged.
+    """
+
+    def __init__(
+        self,
+        file: str | os.PathLike[str] | None = None,
+        *,
+        train_loss: str = "loss",
+        validation_loss: str = "eval_loss",
+        stop: bool = False,
+        stop_on: str | Collection[str] = (),
+    ) -> None:
+        self._train_loss, self._validation_loss = train_loss, validation_loss
+        self._feed = CurveFeed("transformers", file, stop=stop, stop_on=stop_on)
+        self._training = self._by_epoch = False
+        self._losses: list[float] = []
+        self._others: dict[str, object] = {}
+        self._evaluated: dict[str, object] = {}
+        self._taken_at = -1
+        self._learning_rate = math.nan
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What the curve says so far, on rank 0."""
+        return self._feed.diagnosis
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin, or go on with the curve that a checkpoint's `trainer_state.json` holds."""
+        if args.eval_strategy == "no":
+            raise HookError(
+                'CurvewatchCallback: nothing is evaluated, so there is no validation loss; set eval_strategy="epoch" '
+                'and logging_strategy="epoch" in the TrainingArguments'
+            )
+        self._training, self._by_epoch = True, args.eval_strategy == "epoch"
+        self._losses, self._others, self._evaluated = [], {}, {}
+        rows = [row for logs in state.log_history if (row := self._row_before(logs)) is not None]
+        self._feed.restore(rows)
+        self._feed.begin(
+            rows[-1].at if rows else 0,
+            unit="epoch" if self._by_epoch else "step",
+            leads=state.is_world_process_zero,
+            processes=args.world_size,
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, object] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep a train loss until the next evaluation."""
+        if self._training:
+            self._keep(logs or {})
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, object] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take in an evaluation; stop on all ranks when rank 0 says so."""
+        metrics = metrics or {}
+        if not self._training or not state.global_step:
+            return  # `eval_on_start`, or a call of `evaluate` after the training
+        if self._validation_loss not in metrics:
+            self._evaluated |= metrics  # another dataset's, unless none has it
+            return
+        self._evaluated = {}
+        if "loss" in self._others and not self._losses:
+            number_in(self._others, self._train_loss, "train_loss")
+        if not self._losses:
+            self._feed.warn(
+                "An evaluation with no train loss logged since the one before is left out of the curve; set "
+                'logging_strategy="epoch" in the TrainingArguments, or smaller logging_steps'
+            )
+        row = self._row(metrics, state.epoch, state.global_step)
+        stops = self._feed.add(row, learning_rate=self._learning_rate)
+        # What else it lacks may come with another dataset of the same evaluation.
+        self._taken_at = state.global_step
+        if _of_rank_0(stops, args):
+            control.should_training_stop = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse an evaluation that had no loss of the given name in any of its datasets."""
+        if self._evaluated and self._taken_at != state.global_step:
+            number_in(self._evaluated, self._validation_loss, "validation_loss")
+        self._evaluated = {}
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take no evaluation after the training for a part of it."""
+        self._training = False
+
+    def _row_before(self, logs: Mapping[str, Any]) -> Row | None:
+        if self._validation_loss in logs and logs["step"]:
+            return self._row(logs, logs["epoch"], logs["step"])
+        self._keep(logs)
+        return None
+
+    def _keep(self, logs: Mapping[str, object]) -> None:
+        if "learning_rate" in logs:
+            self._learning_rate = number_in(logs, "learning_rate", "the Trainer")
+        if self._train_loss in logs:
+            self._losses.append(number_in(logs, self._train_loss, "train_loss"))
+        elif not any(name.startswith("eval_") for name in logs):
+            self._others |= logs
+
+    def _row(self, metrics: Mapping[str, object], epoch: float | None, step: int) -> Row:
+        losses, self._losses, self._others = self._losses, [], {}
+        return Row(
+            at=math.ceil(epoch or 0.0) if self._by_epoch else step,
+            train=statistics.fmean(losses) if losses else None,
+            validation=number_in(metrics, self._validation_loss, "validation_loss"),
+            accuracy=accuracy_in(metrics),
+        )
+
+
+def _of_rank_0(stops: bool, args: TrainingArguments) -> bool:
+    group = group_of_process(args.device)
+    told = torch.tensor(int(stops), device=args.device)
+    group.broadcast(told)
+    return bool(told)
