@@ -94,6 +94,23 @@ def test_overfitting_ends_a_run_with_its_best_weights() -> None:
     )
 
 
+def test_a_curve_that_cannot_be_read_costs_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_policy: VerdictPolicy, _record: EpochRecord) -> Action | None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(VerdictPolicy, "take", fails)
+    decisions = Decisions(spec(overfitting="stop", early_stopping={"patience": 3}), ())
+    for record in overfits()[:9]:
+        decisions.take(record)
+        assert decisions.ending(Control.CONTINUE) is None
+    for record in overfits()[9:]:
+        decisions.take(record)
+
+    ending = decisions.ending(Control.CONTINUE)
+    assert ending is not None
+    assert not ending.by_verdict
+
+
 def test_a_good_run_is_answered_by_nothing() -> None:
     losses = [0.1 + 0.9 * 0.85**n for n in range(60)]
 

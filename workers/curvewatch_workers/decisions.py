@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from typing import Protocol
 from curvewatch_workers.contract import BestSpec, Control, EarlyStoppingSpec, EpochRecord, JobSpec, Outcome
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.policy import Action, VerdictPolicy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,15 @@ class Decisions:
         """Take in the next epoch."""
         self.records += (record,)
         self._waited = self.stopper.should_stop(record)
-        self.action = self._policy.take(record)
+        try:
+            self.action = self._policy.take(record)
+        except Exception:  # a curve that cannot be read costs no training; every rank reads the same one
+            self.action = None
+            logger.exception(
+                "The curve up to epoch %d could not be read; the policy does nothing about it",
+                record.epoch,
+                extra={"action": "policy_failed"},
+            )
 
     def ending(self, control: Control) -> Ending | None:
         """Return how the run ends after its latest epoch, None when it goes on.
