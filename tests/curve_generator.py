@@ -200,7 +200,15 @@ _SHAPES: dict[Verdict, Callable[[random.Random, int], Losses]] = {
 }
 
 
-SCHEDULES: Final = ("drops", "warm_up", "one_cycle", "restarts", "doubling_restarts")
+SCHEDULES: Final = (
+    "drops",
+    "warm_up",
+    "one_cycle",
+    "restarts",
+    "doubling_restarts",
+    "restarting_drops",
+    "restarts_with_warm_up",
+)
 """Learning-rate schedules that leave their marks on a loss which nothing is wrong with."""
 
 
@@ -287,10 +295,24 @@ def _doubling_restarts(rng: random.Random, epochs: int) -> list[float]:
     return _restarts(rng, epochs, growth=2)
 
 
+def _restarting_drops(rng: random.Random, epochs: int) -> list[float]:
+    length = max(epochs // rng.choice((3, 5)), 6)
+    return [0.1 ** (3 * (i % length) // length) for i in range(epochs)]
+
+
+def _restarts_with_warm_up(rng: random.Random, epochs: int) -> list[float]:
+    length = max(epochs // rng.choice((3, 5)), 8)
+    late = max(length // 6, 1)
+    cycle = [(i + 1) / late if i < late else _cosine((i - late) / (length - late)) for i in range(length)]
+    return [cycle[i % length] for i in range(epochs)]
+
+
 _SCHEDULES: Final[dict[str, Callable[[random.Random, int], list[float]]]] = {
     "drops": _drops,
     "warm_up": _warm_up,
     "one_cycle": _one_cycle,
     "restarts": _restarts,
     "doubling_restarts": _doubling_restarts,
+    "restarting_drops": _restarting_drops,
+    "restarts_with_warm_up": _restarts_with_warm_up,
 }

@@ -193,6 +193,65 @@ def test_double_descent_is_overfitting_while_it_rises_and_good_when_it_is_down_a
             assert Verdict.OVERFITTING in verdicts, seed
 
 
+def rising_after(before: int, first: float, then: float, *, low: float = 0.1) -> Curve:
+    """Validation loss is at its best after some epochs, when the rate steps up for good, and rises from there."""
+    rates = (1.0, *(first,) * (before - 1), *(then,) * (80 - before))
+    train = tuple(0.05 + 0.9 * math.exp(-i / 3) for i in range(80))
+    down = [1 - (1 - low) * i / (before - 1) for i in range(before)]
+    validation = (*down, *(low + 0.05 * (i + 1) for i in range(80 - before)))
+    return Curve(train=train, validation=validation, learning_rates=rates)
+
+
+def first_overfitting(curve: Curve) -> int:
+    said = enumerate(diagnoses(curve), start=1)
+    return next(epoch for epoch, one in said if one.verdict is Verdict.OVERFITTING)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "excused"),
+    [
+        (0.1, 0.19, False),
+        (0.1, 0.21, True),  # from twice the rate at the best epoch on
+        (0.001, 0.009, False),
+        (0.001, 0.011, True),  # and from a hundredth of the highest on, which is 1
+    ],
+)
+def test_a_rate_is_raised_from_twice_that_of_the_best_epoch_on(
+    first: float, then: float, excused: bool
+) -> None:
+    curve = rising_after(12, first, then)
+
+    assert (first_overfitting(curve) > first_overfitting(replace(curve, learning_rates=()))) is excused
+
+
+@pytest.mark.parametrize(("before", "until"), [(12, 48), (8, 32), (3, 13)])
+def test_a_raised_rate_is_excused_for_three_times_the_epochs_before_it_and_at_least_ten(
+    before: int, until: int
+) -> None:
+    assert first_overfitting(rising_after(before, 0.1, 0.9)) == until + 1
+
+
+@pytest.mark.parametrize(("rise", "diverges"), [(0.02, False), (0.08, True)])
+def test_a_jump_that_goes_on_rising_by_a_tenth_is_no_restart(rise: float, diverges: bool) -> None:
+    down = [0.05 + 0.95 * math.exp(-i / 5) for i in range(40)]
+    losses = tuple(down + [0.55 + rise * i / 7 for i in range(8)])
+    verdict = diagnose(Curve(train=losses, validation=losses)).verdict
+
+    assert (verdict is Verdict.DIVERGING) is diverges
+
+
+def test_a_rest_at_a_higher_rate_than_when_it_began_is_no_plateau() -> None:
+    losses = tuple(0.45 + 0.55 * math.exp(-i / 3) for i in range(40))
+    halted = tuple(1 - 0.05 * min(i, 8) for i in range(30))
+    for curve in (Curve(train=losses, validation=losses), Curve(train=halted, validation=halted)):
+        epochs = len(curve)
+        rising = tuple(0.1 + 0.001 * i for i in range(epochs))
+
+        assert diagnose(curve).verdict is Verdict.PLATEAU
+        assert diagnose(replace(curve, learning_rates=(0.1,) * epochs)).verdict is Verdict.PLATEAU
+        assert diagnose(replace(curve, learning_rates=rising)).verdict is Verdict.GOOD_FIT
+
+
 def test_rates_that_are_not_known_are_those_of_the_epoch_before() -> None:
     curve = cycles(30)
     rates = list(curve.learning_rates)

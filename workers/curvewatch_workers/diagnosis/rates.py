@@ -68,19 +68,26 @@ class Rates:
         return self.latest > self.values[-1 - epochs]
 
     def rises_at(self, index: int) -> bool:
-        """Tell whether the rate of an epoch is clearly above that of the epoch before."""
-        return index > 0 and self.values[index] > self._bar(self.values[index - 1])
+        """Tell whether the rate of an epoch is above that of the epoch before."""
+        return index > 0 and self.values[index] > self.values[index - 1]
 
-    def raised_after(self, index: int) -> int:
-        """Return the latest epoch before the rate rose clearly above that of an epoch; 0 if it has not, or long ago.
+    def raised_after(self, first: int, end: int) -> int:
+        """Return the latest epoch before the rate rose clearly above the lowest of some epochs.
 
         The loss follows the rate: it is expected above what it was at the lower one, until the rate is back there.
+
+        Args:
+            first: Index of the first of these epochs.
+            end: Index of the one after the last.
+
+        Returns:
+            Its number, from 1; 0 if the rate has not risen, or so long ago that it excuses nothing.
         """
-        bar = self._bar(self.values[index])
+        bar = self._bar(min(self.values[first:end]))
         if not self.latest > bar:
             return 0
         last = len(self.values) - 1
-        before = next((place for place in range(last, index, -1) if not self.values[place] > bar), index) + 1
+        before = next((place for place in range(last, first, -1) if not self.values[place] > bar), first) + 1
         return before if len(self.values) - before <= max(EXCUSED * before, LEAST_EXCUSED) else 0
 
     def _bar(self, rate: float) -> float:

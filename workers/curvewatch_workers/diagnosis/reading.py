@@ -89,8 +89,12 @@ class Reading:
         """
         if not self.epochs:
             return 0
-        after = max(self.rates.raised_after(trend.lowest) for trend in (self.train, self.validation))
-        return after if self.best_epoch <= after else 0
+        after = max(self.raised_after(self.train), self.raised_after(self.validation))
+        return after if self.validation.best < after else 0
+
+    def raised_after(self, trend: Trend) -> int:
+        """Return the latest epoch before the learning rate rose above what it was at a loss's best; 0 if not."""
+        return self.rates.raised_after(trend.best, trend.best + trend.window)
 
     @property
     def error_of_best(self) -> float:

@@ -195,7 +195,7 @@ def _strength_of_blow_up(reading: Reading, trend: Trend) -> float:
 
 def _held_rise(reading: Reading, trend: Trend) -> float:
     """Return how far a loss stays above its best; under a higher learning rate than there, how far above its start."""
-    return trend.held_rise - (trend.learned if reading.rates.raised_after(trend.lowest) else 0.0)
+    return trend.held_rise - (trend.learned if reading.raised_after(trend) else 0.0)
 
 
 def _bar_of_blow_up(trend: Trend, epochs: int) -> float:
