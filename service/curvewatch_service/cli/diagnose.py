@@ -77,7 +77,13 @@ def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
                 raise CurveFileError("standard input has no curve; give one as JSON a line")
             yield from curves
         else:
-            yield from read_curves(path, columns)
+            yield from read_curves(path, columns, tell=_tell)
+
+
+def _tell(sentence: str) -> None:
+    from curvewatch_service.printable import printable
+
+    typer.echo(printable(sentence), err=True)
 
 
 def _described(one: NamedCurve) -> dict[str, Any]:
