@@ -53,8 +53,8 @@ def folder_entries(folders: Iterable[Path]) -> Iterator[Entry]:
     Raises:
         CurveFileError: A file is none of MLflow's.
     """
-    for folder in folders:
-        meta = _meta(folder / "meta.yaml")
+    metas = [(_meta(folder / "meta.yaml"), folder) for folder in folders]
+    for meta, folder in sorted(metas, key=lambda one: number(one[0].get("start_time")) or 0.0):
         run_id = meta.get("run_id") or meta.get("run_uuid")
         # Experiments and models have such a file, too.
         if run_id is None or str(meta.get("lifecycle_stage")) == "deleted":
