@@ -31,7 +31,7 @@ def write_report(path: Path, curves: Sequence[tuple[NamedCurve, Mapping[str, Any
         f"<style>{_STYLE}</style><h1>Learning curves</h1>{''.join(parts)}</html>"
     )
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise CurveFileError(f"the report cannot be written to {path}: {error.strerror}") from error
 

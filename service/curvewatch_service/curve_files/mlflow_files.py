@@ -68,9 +68,9 @@ def folder_entries(folders: Iterable[Path]) -> Iterator[Entry]:
 
 def _meta(path: Path) -> Mapping[str, Any]:
     try:
-        meta = yaml.safe_load(path.read_text(encoding="utf-8"))
+        meta = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (yaml.YAMLError, ValueError) as error:
-        raise CurveFileError(f"{path} is no YAML: {error}") from error
+        raise CurveFileError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     return meta if isinstance(meta, dict) else {}
 
 

@@ -60,6 +60,8 @@ def read_curves(path: Path, columns: Columns, *, tell: Callable[[str], None] = _
         raise CurveFileError(f"there is no file {path}") from None
     except OSError as error:
         raise CurveFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise CurveFileError(f"{path} has a file that is no text: {error}") from error
     if text.lstrip()[:1] not in ("{", "["):
         return _of_csv(path, text, columns, tell)
     document = _parsed(text, str(path))
@@ -103,7 +105,9 @@ def _folder_runs(path: Path) -> Runs:
         name, rows = wandb_files.wandb_run(file, read_bytes(file))
         runs[name if name not in runs else f"{name} ({file.parent.name})"] = rows
     metas = [path.parent / "meta.yaml"] if path.name == "metrics" else sorted(path.rglob("meta.yaml"))
-    entries = list(mlflow_files.folder_entries(meta.parent for meta in metas if meta.is_file()))
+    entries = list(
+        mlflow_files.folder_entries(meta.parent for meta in metas if (meta.parent / "metrics").is_dir())
+    )
     for database in sorted(path.rglob("mlflow.db")):
         entries += mlflow_files.database_entries(database)
     runs |= mlflow_files.by_run(entries)

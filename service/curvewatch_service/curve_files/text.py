@@ -44,15 +44,17 @@ def decode(path: Path, data: bytes) -> str:
     """Return the text of a file: UTF-8, or UTF-16 as Excel writes it.
 
     Raises:
-        CurveFileError: It is no text.
+        CurveFileError: It is no text, or empty.
     """
     try:
         text = data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise CurveFileError(f"{path} cannot be read as text: {error}; is it UTF-8?") from error
+    if not text.strip():
+        raise CurveFileError(f"{path} is empty")
     if "\0" in text:
         raise CurveFileError(f"{path} cannot be read as text: it is a binary file of an unknown kind")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def csv_rows(place: str, text: str) -> tuple[list[str], Iterator[list[str]]]:
@@ -61,10 +63,12 @@ def csv_rows(place: str, text: str) -> tuple[list[str], Iterator[list[str]]]:
     Raises:
         CurveFileError: It is no CSV.
     """
-    # Not csv.Sniffer, which takes the decimal commas for separators.
-    first = text.lstrip().partition("\n")[0]
+    # Excel names the separator in a line of its own.
+    text = re.sub(r"\Asep=.\n", "", text.lstrip("\n"))
+    # Not csv.Sniffer, which takes decimal commas for separators.
+    first = text.partition("\n")[0]
     delimiter = max(",;\t", key=lambda one: len(next(csv.reader([first], delimiter=one), [])))
-    reader = csv.reader(io.StringIO(text.lstrip("\n\r"), newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     rows = _cells(place, reader, comma=delimiter != ",")
     return next(rows, []), rows
 
