@@ -209,8 +209,11 @@ def saved_and_cost(saved: SavingsView) -> str:
     parts = [] if saved.seconds is None else [span(saved.seconds)]
     parts += [] if saved.gpu_hours is None else [f"{saved.gpu_hours:.3g} GPU-hours"]
     epochs = f"{saved.epochs} {'epoch' if saved.epochs == 1 else 'epochs'}"
-    cost = "nothing" if saved.loss == 0 else f"{number(saved.loss)} of validation loss"
-    return f"{epochs}{' (' + ', '.join(parts) + ')' if parts else ''} and cost {cost}"
+    saves = f"{epochs} ({', '.join(parts)})" if parts else epochs
+    loss = _finite(saved.loss)
+    if loss is None:
+        return f"{saves} and left no epoch with a finite validation loss"
+    return f"{saves} and cost {number(loss) + ' of validation loss' if loss else 'nothing'}"
 
 
 def receipt_table(epochs: Sequence[EpochView]) -> RenderableType:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from curve_generator import make_curve
 from curvewatch_service.cli import main
 from curvewatch_service.curve_files import Columns, NamedCurve, read_curves
 from curvewatch_service.errors import CurveFileError
+from curvewatch_workers.diagnosis import Verdict
 
 TRAIN, VALIDATION = (0.9, 0.625, 0.5, 1e-3), (1.0, 0.75, 0.5, 0.25)
 CSV = "epoch,loss,val_loss\n" + "".join(
@@ -223,3 +225,58 @@ def test_a_name_that_is_no_text_does_not_keep_the_report_from_being_written(
 
     assert (ending.value.code or 0) == 0
     assert "<h2>?</h2>" in page.read_text()
+
+
+def diagnosed(path: Path, *options: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["curvewatch", "diagnose", str(path), *options])
+        with pytest.raises(SystemExit) as ending:
+            main()
+    assert (ending.value.code or 0) == 0
+
+
+def test_a_file_that_knows_its_time_tells_what_a_stop_would_have_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curve = make_curve(Verdict.OVERFITTING, epochs=60, noise=0.0, seed=1)
+    # An epoch takes as many seconds as its number.
+    ends = [epoch * (epoch + 1) / 2 for epoch in range(1, 61)]
+    path = tmp_path / "results.csv"
+    rows = zip(ends, curve.train, curve.validation, strict=True)
+    path.write_text(
+        "epoch,time,train/loss,val/loss\n" + "".join(f"{i},{t},{a},{b}\n" for i, (t, a, b) in enumerate(rows))
+    )
+    best = curve.validation.index(min(curve.validation)) + 1
+
+    diagnosed(path, "--json")
+    said = json.loads(capsys.readouterr().out)
+    diagnosed(path, "--html", str(tmp_path / "page.html"))
+    shown = capsys.readouterr().out
+
+    stop = said["stop_epoch"]
+    assert best < stop < 60
+    assert said["savings"] == {
+        "stop_epoch": best,
+        "epochs": 60 - best,
+        "seconds": sum(range(best + 1, 61)),
+        "gpu_hours": None,
+        "loss": 0.0,
+    }
+    assert said["stop_savings"]["seconds"] == sum(range(stop + 1, 61))
+    assert f"Stopping at the best epoch, {best}, would have saved {60 - best} epochs (" in shown
+    assert f"after epoch {stop}, would have saved {60 - stop} epochs (" in shown
+    assert f"Stopping at the best epoch, {best}, " in (tmp_path / "page.html").read_text()
+
+
+def test_a_stop_before_any_finite_loss_is_answered_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": "a", "train_loss": [null, 1, 1], "val_loss": [null, 1, 2]}\n')
+
+    diagnosed(path, "--json")
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    diagnosed(path)
+
+    assert said["stop_savings"]["loss"] is None
+    assert "left no epoch with a finite validation loss" in capsys.readouterr().out

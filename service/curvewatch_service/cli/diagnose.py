@@ -128,7 +128,9 @@ def _saved(one: NamedCurve, stop: int | None) -> dict[str, Any] | None:
 
     if stop is None or stop == len(one.curve):
         return None
-    return savings_view(savings(one.curve, stop, seconds=one.seconds), stop).model_dump(mode="json")
+    view = savings_view(savings(one.curve, stop, seconds=one.seconds), stop)
+    saved: dict[str, Any] = json.loads(view.model_dump_json())
+    return saved
 
 
 def _online_answer(one: NamedCurve) -> dict[str, Any]:
