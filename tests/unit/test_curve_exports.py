@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from curve_generator import make_curve
 from curvewatch_service.cli import main
@@ -513,6 +514,116 @@ def test_a_file_of_events_that_holds_none_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(CurveFileError):
         read_curves(path, Columns())
+
+
+# Charts with one loss each
+
+
+def one_loss_charts(folder: Path, page: str, runs: dict[str, Curve]) -> tuple[Path, Path]:
+    """Write what two charts export: train losses by batch, validation losses by epoch, at the steps of their own."""
+    paths = (folder / "train.csv", folder / "val.csv")
+    for path, metric in zip(paths, ("train/loss", "val/loss"), strict=True):
+        table: list[list[Any]] = []
+        for name, curve in runs.items():
+            losses = curve.train if metric == "train/loss" else curve.validation
+            for epoch, loss in enumerate(losses):
+                steps = range(10 * epoch, 10 * epoch + 10, 5) if metric == "train/loss" else [10 * epoch + 9]
+                table += [[name, metric, step, loss] for step in steps]
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+            if page == "mlflow":
+                writer.writerow(["Run", "Run ID", "metric", "step", "timestamp", "value"])
+                for name, key, step, loss in table:
+                    writer.writerow([name, f"id-{name}", key, step, 1000 * round(START + step), loss])
+            else:
+                writer.writerow(["Step", *(f"{name} - {metric}" for name in runs)])
+                for name, _, step, loss in table:
+                    writer.writerow([step, *(loss if name == other else "" for other in runs)])
+    return paths
+
+
+@pytest.mark.parametrize("page", ["wandb", "mlflow"])
+def test_charts_with_one_loss_each_are_joined_by_run(
+    page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, validation = one_loss_charts(tmp_path, page, {"one": OVERFIT, "two": GOOD})
+    monkeypatch.setattr(
+        sys, "argv", ["curvewatch", "diagnose", str(validation), str(train), "--json", "--online"]
+    )
+
+    with pytest.raises(SystemExit) as ending:
+        main()
+
+    assert (ending.value.code or 0) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["id"].rpartition(", ")[2], one["verdict"]) for one in answers] == [
+        ("one", "overfitting"),
+        ("two", "good_fit"),
+    ]
+    assert answers[0]["best_epoch"] == OVERFIT.validation.index(min(OVERFIT.validation)) + 1
+
+
+@pytest.mark.parametrize("page", ["wandb", "mlflow"])
+def test_a_chart_with_one_loss_alone_is_told(
+    page: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, _ = one_loss_charts(tmp_path, page, {"one": OVERFIT})
+    monkeypatch.setattr(sys, "argv", ["curvewatch", "diagnose", str(train)])
+
+    with pytest.raises(SystemExit) as ending:
+        main()
+
+    assert ending.value.code == 2
+    error = capsys.readouterr().err
+    assert "train_loss; where another chart has the other loss, name its file as well" in error
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own.
+def test_lightnings_loggers_agree(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning", reason="lightning is not installed")
+    from lightning.pytorch import loggers
+
+    class Line(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch: Any, _: int) -> Any:
+            loss = self.layer(batch).square().mean()
+            self.log("train/loss", loss)
+            return loss
+
+        def validation_step(self, batch: Any, _: int) -> None:
+            self.log("val/loss", self.layer(batch).square().mean())
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    samples: Any = torch.randn(60, 4)
+    data: Any = torch.utils.data.DataLoader(samples, batch_size=10)
+    lightning.Trainer(
+        max_epochs=8,
+        accelerator="cpu",
+        log_every_n_steps=2,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=[
+            loggers.CSVLogger(tmp_path / "csv"),
+            loggers.TensorBoardLogger(tmp_path / "tb"),
+            loggers.MLFlowLogger(tracking_uri=(tmp_path / "mlruns").as_uri()),
+            loggers.WandbLogger(save_dir=tmp_path / "wb"),
+        ],
+    ).fit(Line(), data, data)
+    pytest.importorskip("wandb", reason="wandb is not installed").finish()
+    (file,) = (tmp_path / "csv").rglob("metrics.csv")
+
+    (expected,) = read(file)
+
+    assert len(expected.curve) == 8
+    assert expected.left_out == 0
+    for folder in ("tb", "mlruns", "wb"):
+        require_same(read(tmp_path / folder)[0], expected.curve)
 
 
 # The command

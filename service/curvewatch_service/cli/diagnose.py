@@ -27,8 +27,9 @@ def diagnose(
         typer.Argument(
             metavar="FILE...",
             help="CSV of Keras, Lightning or Ultralytics, or with named columns; Keras' history or Hugging Face's "
-            "trainer_state.json; rows exported as JSON; TensorBoard event files or their folder; JSON lines with a "
-            "curve each (`id`, `train_loss`, `val_loss`, `val_acc`). `-` reads JSON lines from standard input.",
+            "trainer_state.json; runs of Weights & Biases (wandb/, *.wandb) and MLflow (mlruns/, mlflow.db), and what "
+            "their pages export; rows as JSON or JSON lines; TensorBoard event files or their folder; JSON lines with "
+            "a curve each (`id`, `train_loss`, `val_loss`, `val_acc`). `-` reads these from standard input.",
         ),
     ],
     train: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the train loss.")] = None,
@@ -67,17 +68,29 @@ def diagnose(
 
 
 def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
-    from curvewatch_service.curve_files import curve_of_line, numbered_lines, read_curves
+    from curvewatch_service.curve_files import (
+        HalfCurveError,
+        curve_of_line,
+        join_charts,
+        numbered_lines,
+        read_curves,
+    )
     from curvewatch_service.errors import CurveFileError
 
+    charts: list[HalfCurveError] = []
     for path in files:
         if str(path) == "-":
             curves = [curve_of_line(line, f"line {number}") for number, line in numbered_lines(sys.stdin)]
             if not curves:
                 raise CurveFileError("standard input has no curve; give one as JSON a line")
             yield from curves
-        else:
+            continue
+        try:
             yield from read_curves(path, columns, tell=_tell)
+        except HalfCurveError as chart:
+            charts.append(chart)
+    if charts:
+        yield from join_charts(charts, columns, tell=_tell)
 
 
 def _tell(sentence: str) -> None:

@@ -26,6 +26,15 @@ from curvewatch_service.curve_files.text import csv_rows, decode, read_bytes
 from curvewatch_service.errors import CurveFileError
 
 
+class HalfCurveError(CurveFileError):
+    """No run of an exported chart has both losses; that of another chart may have the other one."""
+
+    def __init__(self, message: str, *, place: str, runs: Mapping[str, Sequence[Point]]) -> None:
+        super().__init__(message)
+        self.place = place
+        self.runs = runs
+
+
 def _silent(_: str) -> None:
     pass
 
@@ -42,6 +51,7 @@ def read_curves(path: Path, columns: Columns, *, tell: Callable[[str], None] = _
         tell: Takes a sentence for each run among several that has no curve.
 
     Raises:
+        HalfCurveError: It is a chart of which no run has both losses.
         CurveFileError: It cannot be read, or has no curve.
     """
     try:
@@ -70,11 +80,33 @@ def read_curves(path: Path, columns: Columns, *, tell: Callable[[str], None] = _
     return _of_document(path, document, columns, tell)
 
 
+def join_charts(
+    charts: Sequence[HalfCurveError], columns: Columns, *, tell: Callable[[str], None] = _silent
+) -> list[NamedCurve]:
+    """Make curves of charts with one loss each, which pages export to a file each: runs of one name are one run.
+
+    Args:
+        charts: What `read_curves` raised for each.
+        columns: Columns to read.
+        tell: Takes a sentence for each run among several that has no curve.
+
+    Raises:
+        CurveFileError: No run has both losses.
+    """
+    if len(charts) == 1:
+        raise charts[0]
+    runs: dict[str, list[Point]] = {}
+    for chart in charts:
+        for name, points in chart.runs.items():
+            runs.setdefault(name, []).extend(points)
+    return _of_runs(" + ".join(chart.place for chart in charts), runs, columns, tell)
+
+
 Runs = Mapping[str, Sequence[Row] | Sequence[Point]]
 """What an export has of each run, by its name."""
 
 
-def _of_runs(path: Path, runs: Runs, columns: Columns, tell: Callable[[str], None]) -> list[NamedCurve]:
+def _of_runs(path: Path | str, runs: Runs, columns: Columns, tell: Callable[[str], None]) -> list[NamedCurve]:
     """Make a curve of each run; those without one are told, unless none has one."""
     curves, problems = [], []
     for name, found in runs.items():
@@ -103,16 +135,18 @@ def _folder_runs(path: Path) -> Runs:
     # A link `latest-run` leads to a run that is there already.
     for file in sorted({file.resolve() for file in path.rglob("*.wandb")}):
         name, rows = wandb_files.wandb_run(file, read_bytes(file))
-        runs[name if name not in runs else f"{name} ({file.parent.name})"] = rows
+        _add(runs, name, rows, file.parent.name)
     metas = [path.parent / "meta.yaml"] if path.name == "metrics" else sorted(path.rglob("meta.yaml"))
     entries = list(
         mlflow_files.folder_entries(meta.parent for meta in metas if (meta.parent / "metrics").is_dir())
     )
     for database in sorted(path.rglob("mlflow.db")):
         entries += mlflow_files.database_entries(database)
-    runs |= mlflow_files.by_run(entries)
+    for name, points in mlflow_files.by_run(entries).items():
+        _add(runs, name, points, "MLflow")
     if events := sorted(path.rglob("*tfevents*")):
-        runs |= tensorboard_points(path, events)
+        for name, points in tensorboard_points(path, events).items():
+            _add(runs, name, points, "TensorBoard")
     if not runs:
         raise CurveFileError(
             f"{path} is a folder without event files of TensorBoard or runs of Weights & Biases or MLflow; "
@@ -121,13 +155,24 @@ def _folder_runs(path: Path) -> Runs:
     return runs
 
 
+def _add(runs: dict[str, Any], name: str, found: Sequence[Row] | Sequence[Point], of: str) -> None:
+    runs[f"{name} ({of})" if name in runs else name] = found
+
+
 def _of_csv(path: Path, text: str, columns: Columns, tell: Callable[[str], None]) -> list[NamedCurve]:
     header, rows = csv_rows(str(path), text)
     entries = mlflow_files.table_entries(header, rows)
+    runs: dict[str, list[Point]] = {}
     if entries is not None:
-        return _of_runs(path, mlflow_files.by_run(entries), columns, tell)
-    if any(" - " in name for name in header):
-        return _of_runs(path, wandb_files.chart_runs(header, rows), columns, tell)
+        runs = mlflow_files.by_run(entries)
+    elif any(" - " in name for name in header):
+        runs = wandb_files.chart_runs(header, rows)
+    if runs:
+        try:
+            return _of_runs(path, runs, columns, tell)
+        except CurveFileError as error:
+            hint = "where another chart has the other loss, name its file as well"
+            raise HalfCurveError(f"{error}; {hint}", place=str(path), runs=runs) from error
     names = [normal(name) for name in header]
     table = [
         {name: value for name, cell in zip(names, cells, strict=False) if (value := number(cell)) is not None}

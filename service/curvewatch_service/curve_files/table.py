@@ -45,7 +45,7 @@ SPLITS: Final = ("val", "valid", "validation", "eval")
 _EPOCH: Final = ("epoch", "epochs", "train_epoch")
 CLOCK: Final = "_clock"
 """Entry of a row with its time in seconds; no column has this name."""
-_CLOCKS: Final = (CLOCK, "runtime", "time", "timestamp", "wall_time", "relative_time_process")
+_CLOCKS: Final = (CLOCK, "runtime", "time", "timestamp", "wall_time")
 _MILLISECONDS_FROM: Final = 1e11
 """Times from here on are milliseconds since 1970: as seconds they lie in the year 5138."""
 
@@ -141,7 +141,8 @@ def curve_of_points(place: str, points: Iterable[Point], columns: Columns) -> Na
             for point in found:
                 row = rows.setdefault(point.step, {})
                 row[name] = point.value
-                row[CLOCK] = max(row.get(CLOCK, -math.inf), _or_zero(point.clock))
+                if math.isfinite(point.clock):
+                    row[CLOCK] = max(row.get(CLOCK, -math.inf), point.clock)
         return curve_of_rows(place, [rows[step] for step in sorted(rows)], columns)
     return curve_of_rows(place, _rows_by_time(series, losses), columns)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from curvewatch_service.curve_files.table import Row, normal, number
+from curvewatch_service.curve_files.table import Point, Row, normal, number
 from curvewatch_service.errors import CurveFileError
 
 MAGIC: Final = b":W&B"
@@ -101,25 +102,30 @@ def _history(message: bytes) -> Row:
     return row
 
 
-def chart_runs(header: Sequence[str], rows: Iterator[list[str]]) -> dict[str, list[Row]]:
-    """Part the CSV of a chart by run: its columns are named `run - metric`, with `__MIN` and `__MAX` beside each."""
+def chart_runs(header: Sequence[str], rows: Iterator[list[str]]) -> dict[str, list[Point]]:
+    """Part the CSV of a chart by run: its columns are named `run - metric`, with `__MIN` and `__MAX` beside each.
+
+    The first column that names no run is the chart's axis.
+    """
     runs: dict[str, dict[int, str]] = {}
-    shared = {i: normal(name) for i, name in enumerate(header) if " - " not in name}
+    shared = {i: name for i, name in enumerate(header) if " - " not in name}
     for i, name in enumerate(header):
         run, between, metric = name.rpartition(" - ")
         if between and not metric.endswith(("__MIN", "__MAX")):
-            runs.setdefault(run, {})[i] = normal(metric)
-    found: dict[str, list[Row]] = {run: [] for run in runs}
-    for cells in rows:
-        numbers = [number(cell) for cell in cells]
-        axes = _cells(numbers, shared)
+            runs.setdefault(run, {})[i] = metric
+    found: dict[str, list[Point]] = {run: [] for run in runs}
+    for count, cells in enumerate(rows):
+        axes = _cells(cells, shared)
+        step = next(iter(axes.values()), float(count))
         for run, columns in runs.items():
-            if own := _cells(numbers, columns):
-                found[run].append(axes | own)
+            if own := _cells(cells, columns):
+                found[run] += [Point(name, step, math.nan, value) for name, value in (axes | own).items()]
     return found
 
 
-def _cells(numbers: Sequence[float | None], columns: dict[int, str]) -> dict[str, float]:
+def _cells(cells: Sequence[str], columns: dict[int, str]) -> dict[str, float]:
     return {
-        name: value for i, name in columns.items() if i < len(numbers) and (value := numbers[i]) is not None
+        name: value
+        for i, name in columns.items()
+        if i < len(cells) and (value := number(cells[i])) is not None
     }
