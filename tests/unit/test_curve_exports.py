@@ -381,6 +381,38 @@ def histories(client: Any, run_id: str) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def answer_of_get_history(metrics: list[dict[str, Any]]) -> Any:
+    """Return what MLflow's server answers."""
+    from mlflow.entities import Metric
+    from mlflow.protos.service_pb2 import GetMetricHistory
+    from mlflow.utils.proto_json_utils import message_to_json
+
+    answer = GetMetricHistory.Response()
+    for one in metrics:
+        metric = Metric(one["key"], one["value"], one["timestamp"], one["step"])
+        answer.metrics.append(metric.to_proto())
+    return json.loads(message_to_json(answer))
+
+
+def test_answers_of_get_history_in_a_file_each_are_joined(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow_client(f"sqlite:///{database}")
+    found = histories(client, log_run(client, OVERFIT, "one"))
+    paths = [tmp_path / "train.json", tmp_path / "val.json"]
+    for path, metrics in zip(paths, found.values(), strict=True):
+        path.write_text(json.dumps(answer_of_get_history(metrics)))
+    monkeypatch.setattr(sys, "argv", ["curvewatch", "diagnose", *map(str, paths), "--json"])
+
+    with pytest.raises(SystemExit) as ending:
+        main()
+
+    assert (ending.value.code or 0) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["verdict"] == "overfitting"
+    assert said["best_validation_loss"] == pytest.approx(min(OVERFIT.validation))
+
+
 @pytest.mark.parametrize("shape", ["by name", "one list", "answers", "lines", "frame"])
 def test_metric_histories_are_read_as_json_and_csv(shape: str, tmp_path: Path, database: Path) -> None:
     client = mlflow_client(f"sqlite:///{database}")
@@ -391,10 +423,8 @@ def test_metric_histories_are_read_as_json_and_csv(shape: str, tmp_path: Path, d
         path.write_text(json.dumps(found))
     elif shape == "one list":
         path.write_text(json.dumps(both))
-    elif shape == "answers":  # of `metrics/get-history`, in which numbers of 64 bits are text
-        texts = [{**one, "step": str(one["step"]), "timestamp": str(one["timestamp"])} for one in both]
-        parts = [{"metrics": [one for one in texts if one["key"] == name]} for name in found]
-        path.write_text(json.dumps({"train": parts[0], "val": parts[1]}))
+    elif shape == "answers":
+        path.write_text(json.dumps({name: answer_of_get_history(found[name]) for name in found}))
     elif shape == "lines":
         path.write_text("".join(json.dumps(one) + "\n" for one in both))
     else:
@@ -575,7 +605,7 @@ def test_a_chart_with_one_loss_alone_is_told(
 
     assert ending.value.code == 2
     error = capsys.readouterr().err
-    assert "train_loss; where another chart has the other loss, name its file as well" in error
+    assert "train_loss; where another file has the other loss, name it as well" in error
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning's own.

@@ -27,7 +27,7 @@ from curvewatch_service.errors import CurveFileError
 
 
 class HalfCurveError(CurveFileError):
-    """No run of an exported chart has both losses; that of another chart may have the other one."""
+    """No run of an exported chart or history has both losses; another file may have the other one."""
 
     def __init__(self, message: str, *, place: str, runs: Mapping[str, Sequence[Point]]) -> None:
         super().__init__(message)
@@ -51,7 +51,7 @@ def read_curves(path: Path, columns: Columns, *, tell: Callable[[str], None] = _
         tell: Takes a sentence for each run among several that has no curve.
 
     Raises:
-        HalfCurveError: It is a chart of which no run has both losses.
+        HalfCurveError: It is a chart or a history of which no run has both losses.
         CurveFileError: It cannot be read, or has no curve.
     """
     try:
@@ -83,7 +83,7 @@ def read_curves(path: Path, columns: Columns, *, tell: Callable[[str], None] = _
 def join_charts(
     charts: Sequence[HalfCurveError], columns: Columns, *, tell: Callable[[str], None] = _silent
 ) -> list[NamedCurve]:
-    """Make curves of charts with one loss each, which pages export to a file each: runs of one name are one run.
+    """Make curves of charts and histories that have one loss each: runs of one name are one run.
 
     Args:
         charts: What `read_curves` raised for each.
@@ -168,17 +168,23 @@ def _of_csv(path: Path, text: str, columns: Columns, tell: Callable[[str], None]
     elif any(" - " in name for name in header):
         runs = wandb_files.chart_runs(header, rows)
     if runs:
-        try:
-            return _of_runs(path, runs, columns, tell)
-        except CurveFileError as error:
-            hint = "where another chart has the other loss, name its file as well"
-            raise HalfCurveError(f"{error}; {hint}", place=str(path), runs=runs) from error
+        return _of_export(path, runs, columns, tell)
     names = [normal(name) for name in header]
     table = [
         {name: value for name, cell in zip(names, cells, strict=False) if (value := number(cell)) is not None}
         for cells in rows
     ]
     return [curve_of_rows(str(path), table, columns)]
+
+
+def _of_export(
+    path: Path, runs: Mapping[str, Sequence[Point]], columns: Columns, tell: Callable[[str], None]
+) -> list[NamedCurve]:
+    try:
+        return _of_runs(path, runs, columns, tell)
+    except CurveFileError as error:
+        hint = "where another file has the other loss, name it as well"
+        raise HalfCurveError(f"{error}; {hint}", place=str(path), runs=runs) from error
 
 
 def _parsed(text: str, place: str) -> Any:
@@ -262,7 +268,7 @@ def _of_document(
 ) -> list[NamedCurve]:
     entries = list(mlflow_files.document_entries(document))
     if entries:
-        return _of_runs(path, mlflow_files.by_run(entries), columns, tell)
+        return _of_export(path, mlflow_files.by_run(entries), columns, tell)
     place = str(path)
     if isinstance(document, dict) and isinstance(document.get("log_history"), list):
         # The last row sums the whole run up.
