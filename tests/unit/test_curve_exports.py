@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 import sqlite3
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -116,6 +117,34 @@ def test_a_long_offline_run_spans_blocks_of_its_file_and_one_that_died_is_read_s
     assert one.curve.train == pytest.approx(GOOD.train[: len(one.curve)])
 
 
+def test_a_block_with_no_room_for_another_head_ends_in_zeros(tmp_path: Path) -> None:
+    folder = wandb_run(tmp_path, [{"loss": t, "val_loss": v} for _, t, v in pairs(GOOD)])
+    (file,) = folder.glob("*.wandb")
+    data = file.read_bytes()
+    assert len(data) < 32768
+    # A record in front, of a field that nobody knows, ends 3 bytes before the end of its block.
+    length = 32768 - 3 - 7 - 7
+    field = b"\xa2\x06" + bytes([(length - 5) & 127 | 128, (length - 5) >> 7 & 127 | 128, (length - 5) >> 14])
+    record = field + bytes(length - 5)
+    head = struct.pack("<IHB", 0, length, 1)
+    file.write_bytes(data[:7] + head + record + bytes(3) + data[7:])
+
+    require_same(read(file)[0], GOOD)
+
+
+def test_runs_of_one_name_in_one_folder_are_told_apart(tmp_path: Path, database: Path) -> None:
+    wandb_run(tmp_path, interleaved(OVERFIT), name="same")
+    wandb_run(tmp_path, interleaved(OVERFIT), name="same")
+    log_run(mlflow_client(f"sqlite:///{database}"), GOOD, "same")
+
+    curves = read(tmp_path)
+
+    names = [one.name.removeprefix(f"{tmp_path}, ") for one in curves]
+    assert (names[0], names[2]) == ("same", "same (MLflow)")
+    assert names[1].startswith("same (offline-run-")
+    require_same(curves[2], GOOD)
+
+
 def test_each_offline_run_is_a_curve_and_one_without_is_told(tmp_path: Path) -> None:
     wandb_run(tmp_path, interleaved(OVERFIT), name="one")
     wandb_run(tmp_path, interleaved(GOOD), name="two")
@@ -177,6 +206,8 @@ def test_a_charts_csv_has_a_curve_for_each_run(tmp_path: Path) -> None:
     assert [one.name, two.name] == [f"{path}, brisk - sea-1", f"{path}, calm-sea-2"]
     named = read(path, train="calm-sea-2 - val/loss", validation="Val/Loss")
     assert named[1].curve.train == pytest.approx(GOOD.validation)
+    with pytest.raises(CurveFileError, match="no column 'nope'; it has step, train_loss, val_loss; "):
+        read_curves(path, Columns(train="nope"))
 
 
 def history(curve: Curve) -> list[dict[str, Any]]:
@@ -353,6 +384,15 @@ def test_each_run_of_mlflow_is_a_curve_but_deleted_ones(store: tuple[Path, Any])
         read_curves(path, Columns(train="nope"))
 
 
+def test_losses_logged_without_steps_are_paired_in_their_order(database: Path) -> None:
+    """Here each epoch's train loss is logged after its validation loss."""
+    swapped = Curve(train=OVERFIT.validation, validation=OVERFIT.train)
+    client = mlflow_client(f"sqlite:///{database}")
+    log_run(client, swapped, "one", names=("val_loss", "train_loss"), step="none")
+
+    require_same(read(database)[0], OVERFIT, Verdict.OVERFITTING)
+
+
 def test_hugging_faces_one_train_loss_of_the_whole_run_is_not_its_curve(database: Path) -> None:
     from mlflow.entities import Metric
 
@@ -441,7 +481,7 @@ def test_the_csvs_of_mlflows_pages_have_a_curve_for_each_run(
 ) -> None:
     """Their form is that of CsvUtils.ts and MetricsPlotPanel.tsx: a minus is guarded by an apostrophe."""
     negative = Curve(
-        train=tuple(x - 10 for x in OVERFIT.train), validation=tuple(x - 10 for x in OVERFIT.validation)
+        train=tuple(x - 1e4 for x in OVERFIT.train), validation=tuple(x - 1e4 for x in OVERFIT.validation)
     )
     client = mlflow_client(f"sqlite:///{database}")
     runs = {"one": log_run(client, negative, "one"), "two": log_run(client, GOOD, "two")}

@@ -74,6 +74,14 @@ def test_ultralytics_time_is_read_from_padded_columns(tmp_path: Path) -> None:
     assert one.seconds[1:] == (12.5, 12.5, 12.5)
 
 
+def test_a_time_in_milliseconds_since_1970_is_read_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    rows = "".join(f"{i},{1_700_000_000_000 + 1500 * i},0.5,0.5\n" for i in range(3))
+    path.write_text("epoch,timestamp,loss,val_loss\n" + rows)
+
+    assert read(path).seconds[1:] == (1.5, 1.5)
+
+
 @pytest.mark.parametrize("times", [(10, 20, 5, 15), (11, 12, 11, 12), (7, 7, 7, 7)])
 def test_a_time_that_starts_again_or_is_that_of_each_epoch_is_taken_for_none(
     times: tuple[float, ...], tmp_path: Path

@@ -132,8 +132,7 @@ def _of_run(place: str, found: Sequence[Row] | Sequence[Point], columns: Columns
 
 def _folder_runs(path: Path) -> Runs:
     runs: dict[str, Sequence[Row] | Sequence[Point]] = {}
-    # A link `latest-run` leads to a run that is there already.
-    for file in sorted({file.resolve() for file in path.rglob("*.wandb")}):
+    for file in sorted(path.rglob("*.wandb")):
         name, rows = wandb_files.wandb_run(file, read_bytes(file))
         _add(runs, name, rows, file.parent.name)
     metas = [path.parent / "meta.yaml"] if path.name == "metrics" else sorted(path.rglob("meta.yaml"))
