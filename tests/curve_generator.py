@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Final
 
 from curvewatch_workers.diagnosis import Curve, Verdict
 
@@ -30,12 +32,7 @@ def make_curve(verdict: Verdict, *, epochs: int, noise: float, seed: int) -> Cur
     """
     rng = random.Random(f"{verdict}/{epochs}/{noise}/{seed}")
     losses = _SHAPES[verdict](rng, epochs)
-    scale = 10 ** rng.uniform(-3, 3)
-    return Curve(
-        train=tuple(scale * loss * (1 + rng.gauss(0, noise / 3)) for loss in losses.train),
-        validation=tuple(scale * loss * (1 + rng.gauss(0, noise)) for loss in losses.validation),
-        metrics={} if losses.accuracy is None else {"accuracy": _accuracy(rng, losses.accuracy, noise)},
-    )
+    return _noisy(rng, losses, noise)
 
 
 def prefix(curve: Curve, epochs: int) -> Curve:
@@ -45,6 +42,7 @@ def prefix(curve: Curve, epochs: int) -> Curve:
         validation=curve.validation[:epochs],
         nonfinite=curve.nonfinite[:epochs],
         metrics={name: values[:epochs] for name, values in curve.metrics.items()},
+        learning_rates=curve.learning_rates[:epochs],
     )
 
 
@@ -55,12 +53,23 @@ def scaled(curve: Curve, factor: float) -> Curve:
         validation=tuple(loss * factor for loss in curve.validation),
         nonfinite=curve.nonfinite,
         metrics=curve.metrics,
+        learning_rates=curve.learning_rates,
     )
 
 
 def _decay(epochs: int, floor: float, pace: float) -> list[float]:
     """An exponential from 1 to a floor; at pace 1 it has come down to 37 % of the way at the last epoch."""
     return [floor + (1 - floor) * math.exp(-pace * i / epochs) for i in range(epochs)]
+
+
+def _noisy(rng: random.Random, losses: Losses, noise: float) -> Curve:
+    """Put losses into a unit of chance, with noise."""
+    scale = 10 ** rng.uniform(-3, 3)
+    return Curve(
+        train=tuple(scale * loss * (1 + rng.gauss(0, noise / 3)) for loss in losses.train),
+        validation=tuple(scale * loss * (1 + rng.gauss(0, noise)) for loss in losses.validation),
+        metrics={} if losses.accuracy is None else {"accuracy": _accuracy(rng, losses.accuracy, noise)},
+    )
 
 
 def _accuracy(rng: random.Random, values: list[float], noise: float) -> tuple[float, ...]:
@@ -188,4 +197,122 @@ _SHAPES: dict[Verdict, Callable[[random.Random, int], Losses]] = {
     Verdict.DIVERGING: _diverging,
     Verdict.NOT_FINITE: _not_finite,
     Verdict.TOO_EARLY: _good_fit,
+}
+
+
+SCHEDULES: Final = (
+    "drops",
+    "warm_up",
+    "one_cycle",
+    "restarts",
+    "doubling_restarts",
+    "restarting_drops",
+    "restarts_with_warm_up",
+)
+"""Learning-rate schedules that leave their marks on a loss which nothing is wrong with."""
+
+
+def make_scheduled(
+    schedule: str, *, epochs: int, noise: float, seed: int, rates: bool, overfits: bool = False
+) -> Curve:
+    """Make a curve under a schedule of the learning rate.
+
+    Args:
+        schedule: One of `SCHEDULES`.
+        epochs: Its length, at least 20.
+        noise: As of `make_curve`.
+        seed: Draws shape, scale and noise.
+        rates: Whether the curve tells its learning rates.
+        overfits: Whether the validation loss turns upwards after a third of the run, whatever the rate.
+    """
+    rng = random.Random(f"{schedule}/{epochs}/{noise}/{seed}")
+    rate = _SCHEDULES[schedule](rng, epochs)
+    highest = rng.choice((0.1, 0.01, 3e-4))
+    # A higher rate keeps the loss further up, and what was learned meanwhile is not lost.
+    height = rng.uniform(0.1, 0.4)
+    floor, gap = rng.uniform(0.03, 0.15), rng.uniform(0.0, 0.06)
+    learned = _decay(epochs, floor, rng.uniform(4, 8))
+    if schedule == "warm_up":
+        height = 0.0
+        late = sum(later > sooner for sooner, later in pairwise(rate))
+        bump = [1 + 0.3 * math.sin(math.pi * i / late) for i in range(late)]
+        learned = (bump + learned)[:epochs]
+    train = [max(loss, loss * (1 - height) + height * up) for loss, up in zip(learned, rate, strict=True)]
+    validation = [loss + gap * (1 - loss) for loss in train]
+    if overfits:
+        turn = epochs // 3
+        validation = [loss + 0.4 * max(i - turn, 0) / (epochs - turn) for i, loss in enumerate(validation)]
+    curve = _noisy(rng, Losses(train=train, validation=validation), noise)
+    return replace(curve, learning_rates=tuple(highest * up for up in rate)) if rates else curve
+
+
+def make_double_descent(*, epochs: int, noise: float, seed: int) -> Curve:
+    """Make a curve whose validation loss rises in the middle of the run, and then falls below its former best."""
+    rng = random.Random(f"double descent/{epochs}/{noise}/{seed}")
+    train = _decay(epochs, rng.uniform(0.005, 0.05), rng.uniform(4, 7))
+    peak, width = epochs * rng.uniform(0.4, 0.5), epochs / 9
+    height, low = rng.uniform(0.2, 0.5), rng.uniform(0.15, 0.3)
+    validation = [
+        low + (1 - low) * math.exp(-5 * i / epochs) + height * math.exp(-(((i - peak) / width) ** 2))
+        for i in range(epochs)
+    ]
+    return _noisy(rng, Losses(train=train, validation=validation), noise)
+
+
+def _cosine(done: float) -> float:
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+def _drops(rng: random.Random, epochs: int) -> list[float]:
+    first = rng.uniform(0.3, 0.5)
+    return [0.1 ** ((i >= first * epochs) + (i >= (first + 1) / 2 * epochs)) for i in range(epochs)]
+
+
+def _warm_up(_rng: random.Random, epochs: int) -> list[float]:
+    late = min(max(epochs // 12, 2), 10)
+    return [(i + 1) / late if i < late else _cosine((i - late) / (epochs - late)) for i in range(epochs)]
+
+
+def _one_cycle(_rng: random.Random, epochs: int) -> list[float]:
+    top = round(0.3 * epochs)
+    return [
+        0.04 + 0.96 * _cosine(1 - i / top) if i < top else _cosine((i - top) / (epochs - top))
+        for i in range(epochs)
+    ]
+
+
+def _restarts(rng: random.Random, epochs: int, growth: int = 1) -> list[float]:
+    """Cosine cycles, as of Loshchilov and Hutter: SGDR, 2017."""
+    length = max(epochs // rng.choice((3, 4, 6, 10) if growth == 1 else (7, 15)), 5 if growth == 1 else 3)
+    rate: list[float] = []
+    while len(rate) < epochs:
+        rate += [_cosine(i / length) for i in range(length)]
+        length *= growth
+    return rate[:epochs]
+
+
+def _doubling_restarts(rng: random.Random, epochs: int) -> list[float]:
+    return _restarts(rng, epochs, growth=2)
+
+
+def _restarting_drops(rng: random.Random, epochs: int) -> list[float]:
+    length = max(epochs // rng.choice((3, 5)), 6)
+    return [0.1 ** (3 * (i % length) // length) for i in range(epochs)]
+
+
+def _restarts_with_warm_up(rng: random.Random, epochs: int) -> list[float]:
+    length = max(epochs // rng.choice((3, 5)), 8)
+    late = max(length // 6, 1)
+    cycle = [(i + 1) / late if i < late else _cosine((i - late) / (length - late)) for i in range(length)]
+    return [cycle[i % length] for i in range(epochs)]
+
+
+_SCHEDULES: Final[dict[str, Callable[[random.Random, int], list[float]]]] = {
+    "drops": _drops,
+    "warm_up": _warm_up,
+    "one_cycle": _one_cycle,
+    "restarts": _restarts,
+    "doubling_restarts": _doubling_restarts,
+    "restarting_drops": _restarting_drops,
+    "restarts_with_warm_up": _restarts_with_warm_up,
 }

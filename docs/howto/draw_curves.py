@@ -113,6 +113,7 @@ def curve_of(records: list[EpochRecord]) -> Curve:
             name: tuple(record.validation.metrics[name].value for record in records)
             for name in records[0].validation.metrics
         },
+        learning_rates=tuple(record.learning_rate for record in records),
     )
 
 
@@ -130,6 +131,7 @@ def _first(curve: Curve, epochs: int) -> Curve:
         validation=curve.validation[:epochs],
         nonfinite=curve.nonfinite[:epochs],
         metrics={name: values[:epochs] for name, values in curve.metrics.items()},
+        learning_rates=curve.learning_rates[:epochs],
     )
 
 

@@ -202,6 +202,7 @@ class Point(NamedTuple):
     validation_error: float | None
     validation_metrics: dict[str, float | None]
     nonfinite: bool
+    learning_rate: float | None
 
 
 def curve_of(points: Sequence[Point]) -> Curve:
@@ -216,6 +217,7 @@ def curve_of(points: Sequence[Point]) -> Curve:
         metrics={
             name: tuple(_number(point.validation_metrics[name]) for point in known) for name in sorted(names)
         },
+        learning_rates=tuple(_number(point.learning_rate) for point in known),
     )
 
 
@@ -234,6 +236,7 @@ def _epoch_row(record: EpochRecord) -> EpochRow:
         validation_error=finite(validation.standard_error),
         validation_metrics=finite(validation.metric_values),
         nonfinite=bool(train.nonfinite_samples or validation.nonfinite_samples),
+        learning_rate=finite(record.learning_rate),
         train_samples=train.samples_seen,
         train_nonfinite_samples=train.nonfinite_samples,
         validation_nonfinite_samples=validation.nonfinite_samples,

@@ -123,6 +123,7 @@ class EpochRow(Base):
     validation_loss: Mapped[float | None]
     validation_error: Mapped[float | None]
     """Standard error of the validation loss."""
+    learning_rate: Mapped[float | None]
     validation_metrics: Mapped[dict[str, Any]]
     nonfinite: Mapped[bool]
     train_samples: Mapped[int]

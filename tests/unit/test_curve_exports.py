@@ -103,6 +103,7 @@ def test_an_offline_run_is_read_from_its_file_or_a_folder_above(tmp_path: Path) 
         require_same(one, OVERFIT, Verdict.OVERFITTING)
         assert one.name == f"{path}, brisk-sea-1"
         assert len(one.seconds) == EPOCHS
+        assert one.curve.learning_rates == (0.1,) * EPOCHS
 
 
 def test_a_long_offline_run_spans_blocks_of_its_file_and_one_that_died_is_read_so_far(tmp_path: Path) -> None:

@@ -205,6 +205,29 @@ def test_what_other_tools_write_is_read(write: Callable[[Path], Path], tmp_path:
     require_curve(read_one(write(tmp_path)), accuracy=write not in (ultralytics_csv, wandb_csv))
 
 
+@pytest.mark.parametrize("column", ["lr", "learning_rate", "lr-AdamW", "lr/pg0"])
+def test_learning_rates_are_read_where_there_are_any(column: str, tmp_path: Path) -> None:
+    rates = (0.1, "", 0.01, 0.001)
+    rows = [{"epoch": i, "loss": TRAIN[i], "val_loss": VALIDATION[i], column: rates[i]} for i in range(4)]
+    one = read_one(write_csv(tmp_path / "log.csv", rows))
+
+    require_curve(one, accuracy=False)
+    assert [str(rate) for rate in one.curve.learning_rates] == ["0.1", "nan", "0.01", "0.001"]
+
+
+def test_a_line_may_have_learning_rates(tmp_path: Path) -> None:
+    path = tmp_path / "curves.jsonl"
+    with_rates = {"id": "a", "train_loss": TRAIN, "val_loss": VALIDATION, "lr": [0.1, None, 0.01, 0.001]}
+    path.write_text("\n".join(json.dumps(line) for line in (with_rates, {**with_rates, "lr": None})))
+    known, unknown = read_curves(path, Columns())
+
+    assert [str(rate) for rate in known.curve.learning_rates] == ["0.1", "nan", "0.01", "0.001"]
+    assert unknown.curve.learning_rates == ()
+    path.write_text(json.dumps({**with_rates, "lr": [0.1]}))
+    with pytest.raises(CurveFileError, match="train has 4, learning_rates has 1"):
+        read_curves(path, Columns())
+
+
 def test_columns_can_be_named_in_any_spelling(tmp_path: Path) -> None:
     rows = [{"Fit loss": t, "held-out": v, "loss": 0.0} for t, v in zip(TRAIN, VALIDATION, strict=True)]
     path = write_csv(tmp_path / "own.csv", rows)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curve_generator import prefix
-from curvewatch_workers.diagnosis import Curve, Verdict, diagnose, summarize
+from curve_generator import prefix, scaled
+from curvewatch_workers.diagnosis import Curve, Verdict, diagnose, diagnoses, summarize
 
 ANY = st.floats(width=64)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 # Far from the ends of the floats, so that a power of two scales without rounding.
 USUAL = st.one_of(st.just(0.0), st.floats(1e-3, 1e3), st.floats(-1e3, -1e-3))
+RATES = st.one_of(st.sampled_from((0.0, 1e-5, 0.001, 0.1, 1.0)), ANY)
 
 
 @st.composite
@@ -27,7 +29,8 @@ def curves(draw: st.DrawFn, losses: st.SearchStrategy[float] = ANY, least: int =
         return tuple(palette[index % len(palette)] for index in range(epochs))
 
     metrics = {"accuracy": series(st.floats(0, 1))} if draw(st.booleans()) else {}
-    return Curve(train=series(losses), validation=series(losses), metrics=metrics)
+    rates = series(RATES) if draw(st.booleans()) else ()
+    return Curve(train=series(losses), validation=series(losses), metrics=metrics, learning_rates=rates)
 
 
 @settings(max_examples=300)
@@ -53,22 +56,38 @@ def test_finite_curves_are_never_called_not_finite(curve: Curve) -> None:
 @given(curves(USUAL), st.integers(-60, 60))
 def test_a_change_of_unit_changes_nothing(curve: Curve, power: int) -> None:
     factor = 2.0**power
-    other = Curve(
-        train=tuple(loss * factor for loss in curve.train),
-        validation=tuple(loss * factor for loss in curve.validation),
-        metrics=curve.metrics,
-    )
+    here, there = diagnose(curve), diagnose(scaled(curve, factor))
 
-    here, there = diagnose(curve), diagnose(other)
-
-    assert (here.verdict, here.advice) == (there.verdict, there.advice)
+    assert (here.verdict, here.stop, here.best_epoch) == (there.verdict, there.stop, there.best_epoch)
+    # What there is to gain is told in the curve's unit.
+    assert here.advice.split("since its best: ")[0] == there.advice.split("since its best: ")[0]
     assert [(e.rule, e.epochs) for e in here.evidence] == [(e.rule, e.epochs) for e in there.evidence]
+
+
+@settings(max_examples=100)
+@given(curves(), st.data())
+def test_a_curve_read_epoch_by_epoch_gets_what_each_beginning_gets(curve: Curve, data: st.DataObject) -> None:
+    said = list(diagnoses(curve))
+    epochs = data.draw(st.integers(0, len(curve)))
+
+    assert len(said) == len(curve)
+    if epochs:
+        assert repr(said[epochs - 1]) == repr(diagnose(prefix(curve, epochs)))
+
+
+@settings(max_examples=200)
+@given(curves())
+def test_the_best_epoch_is_the_summarys_and_a_stop_is_advised_in_words_too(curve: Curve) -> None:
+    diagnosis = diagnose(curve)
+
+    assert diagnosis.best_epoch == summarize(curve, window=2).best_epoch
+    assert ("Stop now" in diagnosis.advice) is diagnosis.stop
 
 
 @settings(max_examples=100)
 @given(curves())
 def test_the_same_curve_gets_the_same_diagnosis(curve: Curve) -> None:
-    again = Curve(train=curve.train, validation=curve.validation, metrics=dict(curve.metrics))
+    again = replace(curve, metrics=dict(curve.metrics))
 
     assert repr(diagnose(curve)) == repr(diagnose(again))
 

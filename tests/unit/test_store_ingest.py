@@ -161,6 +161,20 @@ def test_an_outcome_that_comes_after_the_end_settles_the_curve(store: Store) -> 
     assert [found.epoch for found in store.epochs("digits-1")] == [1]
 
 
+def test_a_diagnosis_knows_the_learning_rates(store: Store) -> None:
+    _started(store)
+    rates = (0.1, 0.05, 0.02, 0.01, 0.01, 0.001, 0.1, 0.09)
+    for epoch, rate in enumerate(rates, start=1):
+        loss = 1.0 / epoch + (0.3 if epoch > 6 else 0.0)
+        told = record(epoch, train=split(loss=loss), validation=split(loss=loss + 0.1, samples=40))
+        message = EpochFinished(record=told.model_copy(update={"learning_rate": rate}))
+        store.ingest("digits-1", [message])
+    diagnosis = store.run("digits-1").diagnosis
+    assert diagnosis is not None
+    (raised,) = (entry for entry in diagnosis["evidence"] if entry["rule"] == "learning_rate_raised")
+    assert (raised["epochs"], raised["values"]) == ([6, 8], [0.001, 0.09])
+
+
 def test_a_diagnosis_stops_at_the_first_epoch_that_is_missing(store: Store) -> None:
     _started(store)
     store.ingest("digits-1", [epoch_message(1), epoch_message(2), epoch_message(4)])

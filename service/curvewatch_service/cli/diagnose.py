@@ -29,7 +29,7 @@ def diagnose(
             help="CSV of Keras, Lightning or Ultralytics, or with named columns; Keras' history or Hugging Face's "
             "trainer_state.json; runs of Weights & Biases (wandb/, *.wandb) and MLflow (mlruns/, mlflow.db), and what "
             "their pages export; rows as JSON or JSON lines; TensorBoard event files or their folder; JSON lines with "
-            "a curve each (`id`, `train_loss`, `val_loss`, `val_acc`). `-` reads these from standard input.",
+            "a curve each (`id`, `train_loss`, `val_loss`, `val_acc`, `lr`). `-` reads these from standard input.",
         ),
     ],
     train: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the train loss.")] = None,

@@ -215,7 +215,9 @@ def _of_lines(path: Path, text: str, columns: Columns, tell: Callable[[str], Non
 
 
 def curve_of_line(line: str, place: str) -> NamedCurve:
-    """Read a line with `id`, `train_loss`, `val_loss` and perhaps `val_acc`; null in a list stands for not finite.
+    """Read a line with `id`, `train_loss`, `val_loss` and perhaps `val_acc` and `lr`.
+
+    In a list, null stands for a loss that is not finite, and for a rate that is not known.
 
     Args:
         line: One JSON object.
@@ -238,9 +240,12 @@ def _object(line: str, place: str) -> Mapping[str, Any]:
 
 def _of_fields(fields: Mapping[str, Any], place: str) -> NamedCurve:
     train, validation = (_numbers(fields, name, place) for name in ("train_loss", "val_loss"))
-    accuracy = None if fields.get("val_acc") is None else _numbers(fields, "val_acc", place)
+    accuracy, rates = (
+        None if fields.get(name) is None else _numbers(fields, name, place) for name in ("val_acc", "lr")
+    )
     metrics = {} if accuracy is None else {"accuracy": accuracy}
-    return NamedCurve(name=str(fields.get("id", place)), curve=make_curve(train, validation, metrics, place))
+    curve = make_curve(train, validation, metrics, rates or (), place)
+    return NamedCurve(name=str(fields.get("id", place)), curve=curve)
 
 
 def _numbers(fields: Mapping[str, Any], name: str, place: str) -> tuple[float, ...]:

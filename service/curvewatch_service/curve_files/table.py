@@ -43,6 +43,9 @@ _ACCURACY: Final = (
 SPLITS: Final = ("val", "valid", "validation", "eval")
 """How tools name the validation split."""
 _EPOCH: Final = ("epoch", "epochs", "train_epoch")
+_RATE: Final = ("learning_rate", "lr", "train_learning_rate")
+_RATE_OF: Final = "lr_"
+"""Before the name of an optimizer (Lightning) or of a group of parameters (Ultralytics)."""
 CLOCK: Final = "_clock"
 """Entry of a row with its time in seconds; no column has this name."""
 _CLOCKS: Final = (CLOCK, "runtime", "time", "timestamp", "wall_time")
@@ -110,7 +113,11 @@ def row_of(cells: Mapping[str, object]) -> Row:
 
 
 def make_curve(
-    train: tuple[float, ...], validation: tuple[float, ...], metrics: dict[str, tuple[float, ...]], place: str
+    train: tuple[float, ...],
+    validation: tuple[float, ...],
+    metrics: dict[str, tuple[float, ...]],
+    rates: tuple[float, ...],
+    place: str,
 ) -> Curve:
     """Make a curve.
 
@@ -118,7 +125,7 @@ def make_curve(
         CurveFileError: The series differ in length.
     """
     try:
-        return Curve(train=train, validation=validation, metrics=metrics)
+        return Curve(train=train, validation=validation, metrics=metrics, learning_rates=rates)
     except ValueError as error:
         raise CurveFileError(f"{place}: {error}") from error
 
@@ -194,29 +201,35 @@ def curve_of_rows(place: str, rows: Sequence[Row], columns: Columns) -> NamedCur
     accuracy = next(
         (f"{split}_{name}" for name in _ACCURACY for split in SPLITS if f"{split}_{name}" in counts), None
     )
+    rate = next((name for name in counts if name in _RATE or name.startswith(_RATE_OF)), None)
     clock = next((name for name in _CLOCKS if any(name in row for row in rows)), None)
     points = [
         (
             _merged(group, train, statistics.fmean),
             _merged(group, validation, _last),
             _merged(group, [accuracy or ""], _last),
+            _merged(group, [rate or ""], _last),
             _merged(group, [clock or ""], max),
         )
         for group in _epochs(rows, train, validation)
     ]
-    whole = [(t, v, a, c) for t, v, a, c in points if t is not None and v is not None]
+    whole = [(t, v, a, r, c) for t, v, a, r, c in points if t is not None and v is not None]
     if not whole:
         raise CurveFileError(
             f"{place} has no epoch with both losses ({' + '.join(train)} and {' + '.join(validation)})"
         )
-    metrics = {"accuracy": tuple(math.nan if a is None else a for _, _, a, _ in whole)} if accuracy else {}
-    curve = make_curve(tuple(t for t, *_ in whole), tuple(v for _, v, *_ in whole), metrics, place)
+    trains, validations, accuracies, rates, clocks = zip(*whole, strict=True)
+    metrics = {"accuracy": _known(accuracies)} if accuracy else {}
     return NamedCurve(
         name=place,
-        curve=curve,
+        curve=make_curve(trains, validations, metrics, _known(rates) if rate else (), place),
         left_out=len(points) - len(whole),
-        seconds=_seconds([c for *_, c in whole]),
+        seconds=_seconds(_known(clocks)),
     )
+
+
+def _known(values: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(math.nan if value is None else value for value in values)
 
 
 def _epochs(rows: Sequence[Row], train: Sequence[str], validation: Sequence[str]) -> list[list[Row]]:
@@ -261,12 +274,10 @@ def _last(values: list[float]) -> float:
     return values[-1]
 
 
-def _seconds(clocks: Sequence[float | None]) -> tuple[float, ...]:
+def _seconds(clocks: Sequence[float]) -> tuple[float, ...]:
     """Return the time between epochs; empty where the clock does not run on, as after a restart."""
-    known = [math.nan if clock is None else clock for clock in clocks]
-    if known and known[0] >= _MILLISECONDS_FROM:
-        known = [clock / 1000 for clock in known]
-    took = [after - before for before, after in pairwise(known)]
+    unit = 1000 if clocks[0] >= _MILLISECONDS_FROM else 1
+    took = [(after - before) / unit for before, after in pairwise(clocks)]
     return (math.nan, *took) if took and all(0 < seconds < math.inf for seconds in took) else ()
 
 

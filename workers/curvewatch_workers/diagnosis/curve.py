@@ -26,6 +26,8 @@ class Curve:
     """True where a sample's loss was NaN or infinite; empty when that was never so."""
     metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Validation metrics by name, such as `accuracy` as a ratio from 0 to 1."""
+    learning_rates: tuple[float, ...] = ()
+    """Learning rate of each epoch; NaN where it is not known, empty when it never is."""
 
     def __post_init__(self) -> None:
         series: dict[str, Sequence[object]] = {"validation": self.validation}
@@ -33,6 +35,8 @@ class Curve:
             series["validation_errors"] = self.validation_errors
         if self.nonfinite:
             series["nonfinite"] = self.nonfinite
+        if self.learning_rates:
+            series["learning_rates"] = self.learning_rates
         series.update({f"metrics[{name!r}]": values for name, values in self.metrics.items()})
         for name, values in series.items():
             if len(values) != len(self.train):

@@ -39,6 +39,17 @@ def about_validation(reading: Reading, rule: str, epochs: Sequence[int]) -> Evid
     return evidence(rule, _path("Validation loss", series, epochs), epochs, series)
 
 
+def about_restart(reading: Reading) -> Evidence:
+    """Tell that the learning rate is above what it was at the best epoch, and since when."""
+    rates, before, now = reading.rates, reading.restarted_after, reading.epochs
+    message = (
+        f"The learning rate was raised after epoch {before}, from {rates.values[before - 1]:.3g} to "
+        f"{rates.values[before]:.3g}, and is {rates.latest:.3g}: until it is back, higher losses are no trouble, and "
+        "what was seen before stands."
+    )
+    return evidence("learning_rate_raised", message, (before, now), rates.values)
+
+
 def percent(share: float) -> str:
     """Write a share as a percentage of three digits."""
     return f"{100 * share:.3g} %"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from curvewatch_workers.diagnosis.rates import Rates
 from curvewatch_workers.diagnosis.trend import Trend
 
 LEAST_SHARE: Final = 0.05
@@ -26,10 +27,16 @@ class Reading:
         self.unit = 1.0
         """A power of two that no loss is larger than. Both trends are in this unit, so that nothing overflows."""
         self.train, self.validation = Trend(), Trend()
+        self.rates = Rates()
         self._accuracies: dict[str, Trend] = {}
 
     def append(
-        self, train: float, validation: float, validation_error: float, metrics: Mapping[str, float]
+        self,
+        train: float,
+        validation: float,
+        validation_error: float,
+        metrics: Mapping[str, float],
+        learning_rate: float,
     ) -> None:
         """Take in the next epoch.
 
@@ -38,7 +45,9 @@ class Reading:
             validation: Mean validation loss, finite.
             validation_error: Its standard error, or NaN.
             metrics: Validation metrics by name.
+            learning_rate: NaN where it is not known.
         """
+        self.rates.append(learning_rate)
         self.train_losses.append(train)
         self.validation_losses.append(validation)
         self.validation_errors.append(validation_error)
@@ -71,6 +80,21 @@ class Reading:
     def best_epoch(self) -> int:
         """Epoch of the lowest validation loss."""
         return self.validation.lowest + 1
+
+    @property
+    def restarted_after(self) -> int:
+        """Latest epoch before the learning rate rose above what it was when either loss was at its best.
+
+        A warm restart does that, and so does warm-up. 0 if it has not, or if validation loss has a new best since.
+        """
+        if not self.epochs:
+            return 0
+        after = max(self.raised_after(self.train), self.raised_after(self.validation))
+        return after if self.validation.best < after else 0
+
+    def raised_after(self, trend: Trend) -> int:
+        """Return the latest epoch before the learning rate rose above what it was at a loss's best; 0 if not."""
+        return self.rates.raised_after(trend.best, trend.best + trend.window)
 
     @property
     def error_of_best(self) -> float:

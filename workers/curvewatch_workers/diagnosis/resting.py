@@ -43,7 +43,9 @@ def halted(reading: Reading) -> Finding | None:
     epoch = _halted_after(reading.train)
     if epoch is None or reading.remaining <= MIDDLE / 2 or _is_accurate(reading):
         return None
-    if not reading.validation.rests(reading.epochs // 4):
+    if not reading.validation.rests(reading.epochs // 4) or reading.rates.is_above(
+        reading.epochs + 1 - epoch
+    ):
         return None
     return Finding(
         verdict=Verdict.PLATEAU,
@@ -99,6 +101,8 @@ def flat_midway(reading: Reading) -> Finding | None:
         return None
     half = reading.epochs // 2
     if reading.remaining <= MIDDLE or not (reading.train.rests(half) and reading.validation.rests(half)):
+        return None
+    if reading.rates.is_above(half):
         return None
     since = reading.epochs - half
     return Finding(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Final
 
 from curvewatch_workers.diagnosis.findings import (
@@ -13,7 +14,7 @@ from curvewatch_workers.diagnosis.findings import (
     percent,
 )
 from curvewatch_workers.diagnosis.reading import Reading
-from curvewatch_workers.diagnosis.trend import CALM, Trend
+from curvewatch_workers.diagnosis.trend import CALM, FLAT, Trend
 from curvewatch_workers.diagnosis.verdict import Evidence, Verdict
 
 RISE: Final = 0.05
@@ -36,6 +37,13 @@ BLOW_UP: Final = 0.25
 EARLY_BLOW_UP: Final = 0.5
 """The same in the first epochs, where a learning rate that is warming up may lift the loss for a while."""
 FIRST_EPOCHS: Final = 10
+GRACE: Final = 0.25
+"""Epochs after which a loss that was lifted at once has to come down again, by those before: in a cosine cycle twice as
+long as all before it the learning rate has come down by 4 % by then."""
+ON_ITS_WAY: Final = 0.1
+"""Share of its rise by which a loss goes on rising that is on its way up."""
+LEAST_CYCLE: Final = 4
+"""Epochs from one warm restart to the next, at least."""
 EXPLODED: Final = 10.0
 """Times its start from which a validation loss diverges even while train loss falls."""
 LEFT_BEHIND: Final = 0.2
@@ -59,7 +67,7 @@ FIRST_LOOK: Final = 8
 
 def diverging_train(reading: Reading) -> Finding | None:
     """Train loss has risen far above its best, and stays there."""
-    if not _blows_up(reading.train, reading.epochs):
+    if not _blows_up(reading, reading.train):
         return None
     best = reading.train.lowest + 1
     return Finding(
@@ -69,14 +77,14 @@ def diverging_train(reading: Reading) -> Finding | None:
             about_train(reading, "train_rises", (best, reading.epochs)),
             about_validation(reading, "validation_beside", (best, reading.epochs)),
         ),
-        strength=_strength_of_blow_up(reading.train, reading.epochs),
+        strength=_strength_of_blow_up(reading, reading.train),
     )
 
 
 def exploding_validation(reading: Reading) -> Finding | None:
     """Validation loss has risen far above where it began, whatever train loss does."""
     validation = reading.validation
-    if not _blows_up(validation, reading.epochs):
+    if not _blows_up(reading, validation):
         return None
     if validation.level <= EXPLODED * max(abs(validation.start), abs(reading.train.start)):
         return None
@@ -85,7 +93,7 @@ def exploding_validation(reading: Reading) -> Finding | None:
 
 def diverging_validation(reading: Reading) -> Finding | None:
     """Validation loss has risen far above its best, and train loss did not fall meanwhile."""
-    if not _blows_up(reading.validation, reading.epochs) or _went_on_learning(reading):
+    if not _blows_up(reading, reading.validation) or _went_on_learning(reading):
         return None
     return _diverging(reading, "validation_rises", "and train loss does not fall meanwhile")
 
@@ -162,7 +170,9 @@ def unstable(reading: Reading) -> Finding | None:
         ("validation", reading.validation, reading.validation_losses),
     ):
         jumps = _jumps(reading, trend)
-        if len(jumps) < max(LEAST_JUMPS, JUMPY * later):
+        if len(jumps) < max(LEAST_JUMPS, JUMPY * later) or (
+            not reading.rates.are_known and _are_restarts(jumps)
+        ):
             continue
         latest = jumps[-1]
         message = (
@@ -178,9 +188,14 @@ def unstable(reading: Reading) -> Finding | None:
     return None
 
 
-def _strength_of_blow_up(trend: Trend, epochs: int) -> float:
-    bar = _bar_of_blow_up(trend, epochs)
-    return trend.held_rise / bar if bar > 0 else math.inf
+def _strength_of_blow_up(reading: Reading, trend: Trend) -> float:
+    bar = _bar_of_blow_up(trend, reading.epochs)
+    return _held_rise(reading, trend) / bar if bar > 0 else math.inf
+
+
+def _held_rise(reading: Reading, trend: Trend) -> float:
+    """Return how far a loss stays above its best; under a higher learning rate than there, how far above its start."""
+    return trend.held_rise - (trend.learned if reading.raised_after(trend) else 0.0)
 
 
 def _bar_of_blow_up(trend: Trend, epochs: int) -> float:
@@ -188,11 +203,28 @@ def _bar_of_blow_up(trend: Trend, epochs: int) -> float:
     return share * max(trend.learned, abs(trend.start))
 
 
-def _blows_up(trend: Trend, epochs: int) -> bool:
-    bar = _bar_of_blow_up(trend, epochs)
+def _blows_up(reading: Reading, trend: Trend) -> bool:
+    bar = _bar_of_blow_up(trend, reading.epochs)
     # Of so large a rise two steps in a row are enough.
     is_rise = trend.rise_beats_noise or trend.rises_in_a_row >= FEW_RISES
-    return trend.held_rise > bar and is_rise and not trend.is_recovering()
+    if _held_rise(reading, trend) <= bar or not is_rise or trend.is_recovering():
+        return False
+    return reading.rates.are_known or not _may_be_restart(trend)
+
+
+def _may_be_restart(trend: Trend) -> bool:
+    """Tell whether a warm restart may have lifted a loss: at once, to below its start, and not on its way up since.
+
+    A restart that nobody told of is given a quarter of the epochs before it; then the loss has to come down.
+    """
+    values, peak = trend.values, max(trend.smooth[trend.best :])
+    rise, doubt = peak - trend.low, trend.noise_bar(CALM)
+    after_best = range(len(values) - 1, trend.best, -1)
+    jump = next((index for index in after_best if values[index] - values[index - 1] >= rise / 2), None)
+    if jump is None or trend.level >= min(trend.start, values[jump] + max(ON_ITS_WAY * rise, doubt)):
+        return False
+    comes_down = peak - trend.level > max(FLAT * rise, doubt)
+    return comes_down or len(values) - jump < jump * GRACE
 
 
 def _went_on_learning(reading: Reading) -> bool:
@@ -228,7 +260,7 @@ def _diverging(reading: Reading, rule: str, how: str) -> Finding:
             about_validation(reading, rule, (best, reading.epochs)),
             about_train(reading, "train_beside", (best, reading.epochs)),
         ),
-        strength=_strength_of_blow_up(reading.validation, reading.epochs),
+        strength=_strength_of_blow_up(reading, reading.validation),
     )
 
 
@@ -256,8 +288,19 @@ def _accuracy_kept(reading: Reading) -> Evidence | None:
 
 
 def _jumps(reading: Reading, trend: Trend) -> list[int]:
-    """Return the epochs of the later half whose loss is a jump above the epoch before."""
+    """Return the epochs of the later half whose loss is a jump above the epoch before, but not the rate's own."""
     least = JUMP * reading.yardstick(trend.low, max(trend.learned, LEARNABLE * abs(trend.start)))
     values = trend.values
     later = range(max(reading.epochs // 2, 1), reading.epochs)
-    return [index + 1 for index in later if values[index] - values[index - 1] > least > 0]
+    return [
+        index + 1
+        for index in later
+        if values[index] - values[index - 1] > least > 0 and not reading.rates.rises_at(index)
+    ]
+
+
+def _are_restarts(jumps: list[int]) -> bool:
+    """Tell whether jumps come like warm restarts: after the same number of epochs each, or each time twice as many."""
+    lengths = [later - earlier for earlier, later in pairwise(jumps)]
+    growth = {later / earlier for earlier, later in pairwise(lengths)}
+    return min(lengths) >= LEAST_CYCLE and growth in ({1.0}, {2.0})

@@ -36,6 +36,8 @@ def should_stop(verdict: Verdict, reading: Reading) -> bool:
         return since > 0
     if verdict not in _HOPELESS or since < max(LEAST_WAIT, AGE * reading.best_epoch):
         return False
+    if reading.rates.may_come_down:
+        return False
     validation = reading.validation
     return validation.possible_fall(max(reading.epochs // 2, LEAST_WAIT)) <= HOPE * validation.learned
 

@@ -32,7 +32,7 @@ class Evidence:
     epochs: tuple[int, ...]
     """Epochs that it is about, from 1, in order."""
     values: tuple[float, ...]
-    """Loss (or metric) at those epochs, in the unit of the curve."""
+    """Loss (or metric, or learning rate) at those epochs, in the unit of the curve."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,11 @@ class Diagnosis:
     """From 0.5, where what was seen just reaches the rule's bar, towards 1; each time the bar over halves the doubt."""
     stop: bool
     """Whether to stop now and take the best epoch."""
+    best_epoch: int | None
+    """Epoch of the lowest finite validation loss, the first one when several share it; None without one."""
     summary: str
     """One sentence for a person: what is seen."""
     advice: str
-    """What an expert would change, or that nothing needs to change."""
+    """What an expert would change, or that nothing needs to change; it says to stop now only where `stop` does."""
     evidence: tuple[Evidence, ...]
     """At least one observation, the weightiest first; empty only for a curve without epochs."""
