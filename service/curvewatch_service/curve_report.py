@@ -12,6 +12,8 @@ from plotly.io import to_html
 
 from curvewatch_service.curve_files import NamedCurve
 from curvewatch_service.errors import CurveFileError
+from curvewatch_service.schemas import SavingsView
+from curvewatch_service.terminal import best_stop
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }
@@ -31,7 +33,7 @@ def write_report(path: Path, curves: Sequence[tuple[NamedCurve, Mapping[str, Any
         f"<style>{_STYLE}</style><h1>Learning curves</h1>{''.join(parts)}</html>"
     )
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="replace")
     except OSError as error:
         raise CurveFileError(f"the report cannot be written to {path}: {error.strerror}") from error
 
@@ -45,8 +47,12 @@ def _section(one: NamedCurve, said: Mapping[str, Any], *, first: bool) -> str:
         f"<section><h2>{html.escape(one.name)}</h2>"
         f'<p><span class="verdict">{verdict}</span>, confidence {said["confidence"]:.2f}. '
         f"{html.escape(said['summary'])}</p>{chart}<ul>{evidence}</ul>"
-        f'<p class="advice">{html.escape(said["advice"])}</p></section>'
+        f'<p class="advice">{html.escape(said["advice"])}{_savings(said)}</p></section>'
     )
+
+
+def _savings(said: Mapping[str, Any]) -> str:
+    return f" {html.escape(best_stop(SavingsView(**said['savings'])))}" if said["savings"] else ""
 
 
 def _chart(one: NamedCurve, said: Mapping[str, Any]) -> graph_objects.Figure:

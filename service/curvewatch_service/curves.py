@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from curvewatch_workers import diagnosis
-from curvewatch_workers.diagnosis import Curve, summarize
+from curvewatch_workers.diagnosis import Curve, Diagnosis, Verdict, summarize
 
 
-def describe_curve(curve: Curve, *, window: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A curve that was read epoch by epoch, without looking ahead."""
+
+    diagnosis: Diagnosis
+    """What it says in the end."""
+    stop_epoch: int | None
+    """The epoch after which a stop was first advised."""
+    first: dict[str, int | None]
+    """The epoch at which each verdict was first raised."""
+
+
+def read_curve(curve: Curve) -> Reading:
+    """Read a curve as it would have been read while it grew."""
+    first: dict[str, int | None] = {str(verdict): None for verdict in Verdict}
+    stop, said = None, diagnosis.OnlineDiagnosis().diagnosis()
+    for epoch, said in enumerate(diagnosis.diagnoses(curve), start=1):
+        first[said.verdict] = first[said.verdict] or epoch
+        if stop is None and said.stop:
+            stop = epoch
+    return Reading(diagnosis=said, stop_epoch=stop, first=first)
+
+
+def describe_curve(curve: Curve, *, window: int, said: Diagnosis | None = None) -> dict[str, Any]:
     """Return the fields of a curve's `Diagnosis` and `CurveSummary` as JSON, null where not finite.
 
     Args:
         curve: The run so far.
         window: Latest epochs that slopes are fitted over.
+        said: Its diagnosis, where that is known already.
     """
-    fields = {**asdict(diagnosis.diagnose(curve)), **asdict(summarize(curve, window=window))}
+    fields = {**asdict(said or diagnosis.diagnose(curve)), **asdict(summarize(curve, window=window))}
     known: dict[str, Any] = finite(fields)
     return known
 

@@ -80,8 +80,9 @@ class _Pages:
         """Show one run."""
         store = self._services.store
         snapshot = store.snapshot(run_id)
-        view = run_view(snapshot.run, snapshot.latest)
-        epochs = [epoch_view(record) for record in store.epochs(run_id)]
+        records = store.epochs(run_id)
+        view = run_view(snapshot.run, snapshot.latest, records)
+        epochs = [epoch_view(record) for record in records]
         return _page(
             "run.html",
             user,

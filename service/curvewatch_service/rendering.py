@@ -12,7 +12,7 @@ from pathlib import Path
 import plotly
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from curvewatch_service.terminal import age, number, words
+from curvewatch_service.terminal import age, best_stop, number, words
 
 _HERE = Path(__file__).parent / "static"
 _FILES = {
@@ -73,6 +73,7 @@ def environment() -> Environment:
     jinja.filters |= {
         "number": number,
         "words": words,
+        "best_stop": best_stop,
         "tone": lambda verdict: _TONES.get(verdict, "warn"),
         # The key `state_running` is the event that the run is running now.
         "happening": lambda reason: words(reason.removeprefix("state_")).capitalize(),

@@ -77,6 +77,21 @@ class EvidenceView(View):
     """Values at those epochs."""
 
 
+class SavingsView(View):
+    """A run beside the same run stopped after some epoch, each with its best checkpoint."""
+
+    stop_epoch: int
+    """The last epoch that would have been trained."""
+    epochs: int
+    """Epochs after it."""
+    seconds: float | None
+    """How long they took, each as long as its slowest rank; null where that is not known."""
+    gpu_hours: float | None
+    """GPUs times hours of them; null for a job without GPUs, and where that is not known."""
+    loss: float | None
+    """By how much the best validation loss came down after the stop; 0 for a stop at the best epoch."""
+
+
 class DiagnosisView(View):
     """What the curve says so far."""
 
@@ -91,6 +106,8 @@ class DiagnosisView(View):
     best_epoch: int | None
     best_validation_loss: float | None
     epochs_since_best: int | None
+    savings: SavingsView | None = None
+    """What stopping at the best epoch would have saved so far; null while that is the latest epoch."""
 
 
 class RunSummary(View):

@@ -275,18 +275,22 @@ class Store:
                 session.scalars(visible_epochs(session, require_run(session, run_id), EpochRow.epoch))
             )
 
-    def epochs(self, run_id: str, *, only: Collection[int] | None = None) -> list[EpochRecord]:
+    def epochs(
+        self, run_id: str, *, only: Collection[int] | None = None, first: int = 1
+    ) -> list[EpochRecord]:
         """Return the visible curve: of each epoch the record of its highest attempt, in order.
 
         Args:
             run_id: The run.
             only: The epochs that are wanted, a hundred or so; None wants all.
+            first: The first epoch that is wanted.
 
         Raises:
             NotFoundError: There is no such run.
         """
         with self.read() as session:
             query = visible_epochs(session, require_run(session, run_id), EpochRow.record)
+            query = query.where(EpochRow.epoch >= first)
             if only is not None:
                 query = query.where(EpochRow.epoch.in_(only))
             return [EpochRecord.model_validate_json(record) for record in session.scalars(query)]

@@ -17,6 +17,7 @@ from curvewatch_service.schemas import (
     EventView,
     RunSummary,
     RunView,
+    SavingsView,
     SplitView,
 )
 
@@ -192,10 +193,29 @@ def verdict_text(diagnosis: DiagnosisView | None) -> RenderableType:
         table.add_row(" -", Text(evidence.message))
     if diagnosis.advice:
         table.add_row("", Text.assemble(("Advice: ", "bold"), diagnosis.advice))
+    if diagnosis.savings is not None:
+        table.add_row("", Text.assemble(("Savings: ", "bold"), best_stop(diagnosis.savings)))
     title = Text.assemble(("Verdict: ", "bold"), (words(diagnosis.verdict), f"bold {style}"))
     if diagnosis.confidence is not None:
         title.append(f", confidence {diagnosis.confidence:.0%}")
     return Group(title, table)
+
+
+def best_stop(saved: SavingsView) -> str:
+    """Write what stopping at the best epoch would have saved and cost."""
+    return f"Stopping at the best epoch, {saved.stop_epoch}, would have saved {saved_and_cost(saved)}."
+
+
+def saved_and_cost(saved: SavingsView) -> str:
+    """Write what a stop saves and costs: `8 epochs (2 h 10 min, 8.67 GPU-hours) and cost nothing`."""
+    parts = [] if saved.seconds is None else [span(saved.seconds)]
+    parts += [] if saved.gpu_hours is None else [f"{saved.gpu_hours:.3g} GPU-hours"]
+    epochs = f"{saved.epochs} {'epoch' if saved.epochs == 1 else 'epochs'}"
+    saves = f"{epochs} ({', '.join(parts)})" if parts else epochs
+    loss = _finite(saved.loss)
+    if loss is None:
+        return f"{saves} and left no epoch with a finite validation loss"
+    return f"{saves} and cost {number(loss) + ' of validation loss' if loss else 'nothing'}"
 
 
 def receipt_table(epochs: Sequence[EpochView]) -> RenderableType:

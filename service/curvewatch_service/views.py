@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from curvewatch_service.schemas import (
@@ -12,10 +13,12 @@ from curvewatch_service.schemas import (
     ReceiptView,
     RunSummary,
     RunView,
+    SavingsView,
     SplitView,
 )
 from curvewatch_service.store import Event, Run
 from curvewatch_workers.contract import EpochRecord, SplitRecord
+from curvewatch_workers.diagnosis import Curve, Savings, savings
 
 
 def run_summary(run: Run, latest: EpochRecord | None) -> RunSummary:
@@ -23,8 +26,17 @@ def run_summary(run: Run, latest: EpochRecord | None) -> RunSummary:
     return RunSummary(**_summary(run, latest))
 
 
-def run_view(run: Run, latest: EpochRecord | None) -> RunView:
-    """Return a run, whole."""
+def run_view(run: Run, latest: EpochRecord | None, epochs: Sequence[EpochRecord] = ()) -> RunView:
+    """Return a run, whole.
+
+    Args:
+        run: The run.
+        latest: Its latest epoch.
+        epochs: Its visible curve, at least from the best epoch on: what a stop there would have saved.
+    """
+    diagnosis = diagnosis_view(run.diagnosis)
+    if diagnosis is not None:
+        diagnosis = diagnosis.model_copy(update={"savings": _run_savings(run, diagnosis, epochs)})
     return RunView(
         **_summary(run, latest),
         spec=run.spec,
@@ -33,7 +45,7 @@ def run_view(run: Run, latest: EpochRecord | None) -> RunView:
         traceback=run.traceback,
         checkpoint=run.checkpoint,
         best_checkpoint=run.best_checkpoint,
-        diagnosis=diagnosis_view(run.diagnosis),
+        diagnosis=diagnosis,
         latest=None if latest is None else epoch_view(latest),
     )
 
@@ -103,6 +115,39 @@ def diagnosis_view(diagnosis: dict[str, Any] | None) -> DiagnosisView | None:
         if name in DiagnosisView.model_fields and name != "evidence"
     }
     return DiagnosisView(**known, evidence=[EvidenceView(**entry) for entry in diagnosis["evidence"]])
+
+
+def _run_savings(run: Run, diagnosis: DiagnosisView, epochs: Sequence[EpochRecord]) -> SavingsView | None:
+    best, since = diagnosis.best_epoch, diagnosis.epochs_since_best
+    if best is None or not since:
+        return None
+    # Up to the epoch that the diagnosis has read; one may have come meanwhile.
+    known = [record for record in epochs if best <= record.epoch <= best + since]
+    if [record.epoch for record in known] != list(range(best, best + since + 1)):
+        return None
+    curve = Curve(
+        train=tuple(record.train.loss for record in known),
+        validation=tuple(record.validation.loss for record in known),
+    )
+    gpus = [run.spec.scaling.gpus(record.world_size) for record in known]
+    saved = savings(
+        curve,
+        1,
+        seconds=[max(record.rank_seconds) for record in known],
+        gpus=gpus if any(gpus) else (),
+    )
+    return savings_view(saved, best)
+
+
+def savings_view(saved: Savings, stop_epoch: int) -> SavingsView:
+    """Return what a stop after an epoch saves and costs."""
+    return SavingsView(
+        stop_epoch=stop_epoch,
+        epochs=saved.epochs,
+        seconds=saved.seconds,
+        gpu_hours=saved.gpu_hours,
+        loss=saved.loss,
+    )
 
 
 def event_view(event: Event) -> EventView:

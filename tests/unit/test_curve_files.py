@@ -259,7 +259,8 @@ def test_what_is_not_finite_stays_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
-        ("a.csv", "", "no column with a known name of a train loss"),
+        ("a.csv", "", "a.csv is empty"),
+        ("a.csv", "epoch\n1\n", "no column with a known name of a train loss"),
         (
             "a.csv",
             "epoch,loss\n1,0.5\n",

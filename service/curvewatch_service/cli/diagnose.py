@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,6 @@ from curvewatch_service.cli.options import JsonOption, output, print_json
 
 if TYPE_CHECKING:
     from curvewatch_service.curve_files import NamedCurve
-    from curvewatch_workers.diagnosis import Curve
 
 _CHUNK = 64
 """Curves that are read in one go; fewer are not worth a second process."""
@@ -28,8 +27,9 @@ def diagnose(
         typer.Argument(
             metavar="FILE...",
             help="CSV of Keras, Lightning or Ultralytics, or with named columns; Keras' history or Hugging Face's "
-            "trainer_state.json; rows exported as JSON; TensorBoard event files or their folder; JSON lines with a "
-            "curve each (`id`, `train_loss`, `val_loss`, `val_acc`, `lr`). `-` reads JSON lines from standard input.",
+            "trainer_state.json; runs of Weights & Biases (wandb/, *.wandb) and MLflow (mlruns/, mlflow.db), and what "
+            "their pages export; rows as JSON or JSON lines; TensorBoard event files or their folder; JSON lines with "
+            "a curve each (`id`, `train_loss`, `val_loss`, `val_acc`, `lr`). `-` reads these from standard input.",
         ),
     ],
     train: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the train loss.")] = None,
@@ -52,54 +52,68 @@ def diagnose(
     from curvewatch_service.curve_files import Columns
 
     named = list(_curves(files, Columns(train=train, validation=validation)))
+    described = [] if online and html is None else list(_on_all_cores(_described, named))
     if html is not None:
         from curvewatch_service.curve_report import write_report
 
-        write_report(html, [(one, _described(one)) for one in named])
+        write_report(html, list(zip(named, described, strict=True)))
     if online:
-        for answer in _online_answers(named):
+        for answer in _on_all_cores(_online_answer, named):
             print_json(json.dumps(answer)) if as_json else _print_answer(answer)
     elif as_json:
-        for one in named:
-            print_json(json.dumps({"id": one.name, **_described(one)}))
+        for one, said in zip(named, described, strict=True):
+            print_json(json.dumps({"id": one.name, **said}))
     else:
-        _print(named)
+        _print(named, described)
 
 
 def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
-    from curvewatch_service.curve_files import curve_of_line, numbered_lines, read_curves
+    from curvewatch_service.curve_files import (
+        HalfCurveError,
+        curve_of_line,
+        join_charts,
+        numbered_lines,
+        read_curves,
+    )
     from curvewatch_service.errors import CurveFileError
 
+    charts: list[HalfCurveError] = []
     for path in files:
         if str(path) == "-":
             curves = [curve_of_line(line, f"line {number}") for number, line in numbered_lines(sys.stdin)]
             if not curves:
                 raise CurveFileError("standard input has no curve; give one as JSON a line")
             yield from curves
-        else:
-            yield from read_curves(path, columns)
+            continue
+        try:
+            yield from read_curves(path, columns, tell=_tell)
+        except HalfCurveError as chart:
+            charts.append(chart)
+    if charts:
+        yield from join_charts(charts, columns, tell=_tell)
 
 
-def _described(one: NamedCurve) -> dict[str, Any]:
-    from curvewatch_service.curves import describe_curve
+def _tell(sentence: str) -> None:
+    from curvewatch_service.printable import printable
 
-    return describe_curve(one.curve, window=_SLOPE_EPOCHS)
+    typer.echo(printable(sentence), err=True)
 
 
-def _online_answers(curves: Sequence[NamedCurve]) -> Iterator[dict[str, Any]]:
-    """Read curves epoch by epoch, many on all cores; in their order."""
+def _on_all_cores(
+    answer: Callable[[NamedCurve], dict[str, Any]], curves: Sequence[NamedCurve]
+) -> Iterator[dict[str, Any]]:
+    """Answer for each curve, in their order; for many on all cores."""
     from concurrent.futures import ProcessPoolExecutor
 
     from rich.console import Console
     from rich.progress import track
 
     if len(curves) <= _CHUNK:
-        yield from map(_online_answer, curves)
+        yield from map(answer, curves)
         return
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        answers = pool.map(_online_answer, curves, chunksize=_CHUNK)
         yield from track(
-            answers,
+            pool.map(answer, curves, chunksize=_CHUNK),
             "Reading curves",
             total=len(curves),
             console=Console(stderr=True),
@@ -107,18 +121,43 @@ def _online_answers(curves: Sequence[NamedCurve]) -> Iterator[dict[str, Any]]:
         )
 
 
-def _online_answer(one: NamedCurve) -> dict[str, Any]:
-    from curvewatch_workers.diagnosis import Verdict, diagnoses, summarize
+def _described(one: NamedCurve) -> dict[str, Any]:
+    from curvewatch_service.curves import describe_curve, read_curve
 
-    first: dict[str, int | None] = {str(verdict): None for verdict in Verdict}
-    stop, verdict = None, str(Verdict.TOO_EARLY)
-    for epoch, said in enumerate(diagnoses(one.curve), start=1):
-        verdict = str(said.verdict)
-        first[verdict] = first[verdict] or epoch
-        if stop is None and said.stop:
-            stop = epoch
-    best = summarize(one.curve, window=2).best_epoch
-    return {"id": one.name, "verdict": verdict, "best_epoch": best, "stop_epoch": stop, "first": first}
+    reading = read_curve(one.curve)
+    said = describe_curve(one.curve, window=_SLOPE_EPOCHS, said=reading.diagnosis)
+    return {
+        **said,
+        "savings": _saved(one, said["best_epoch"]),
+        "stop_epoch": reading.stop_epoch,
+        "stop_savings": _saved(one, reading.stop_epoch),
+    }
+
+
+def _saved(one: NamedCurve, stop: int | None) -> dict[str, Any] | None:
+    """Return what a stop after an epoch would have saved; None without one, or when that is the last."""
+    from curvewatch_service.views import savings_view
+    from curvewatch_workers.diagnosis import savings
+
+    if stop is None or stop == len(one.curve):
+        return None
+    view = savings_view(savings(one.curve, stop, seconds=one.seconds), stop)
+    saved: dict[str, Any] = json.loads(view.model_dump_json())
+    return saved
+
+
+def _online_answer(one: NamedCurve) -> dict[str, Any]:
+    from curvewatch_service.curves import read_curve
+    from curvewatch_workers.diagnosis import summarize
+
+    reading = read_curve(one.curve)
+    return {
+        "id": one.name,
+        "verdict": str(reading.diagnosis.verdict),
+        "best_epoch": summarize(one.curve, window=2).best_epoch,
+        "stop_epoch": reading.stop_epoch,
+        "first": reading.first,
+    }
 
 
 def _print_answer(answer: dict[str, Any]) -> None:
@@ -129,12 +168,13 @@ def _print_answer(answer: dict[str, Any]) -> None:
     )
 
 
-def _print(named: Sequence[NamedCurve]) -> None:
-    from curvewatch_service.terminal import loss_chart, verdict_text
+def _print(named: Sequence[NamedCurve], described: Sequence[dict[str, Any]]) -> None:
+    from curvewatch_service.schemas import SavingsView
+    from curvewatch_service.terminal import loss_chart, saved_and_cost, verdict_text
     from curvewatch_service.views import diagnosis_view
 
     console = output()
-    for number, one in enumerate(named):
+    for number, (one, said) in enumerate(zip(named, described, strict=True)):
         if number:
             console.print()
         console.print(one.name)
@@ -147,16 +187,10 @@ def _print(named: Sequence[NamedCurve]) -> None:
         )
         color = console.color_system is not None
         console.print(loss_chart(train, validation, width=min(console.width, 100), color=color))
-        console.print(verdict_text(diagnosis_view(_described(one))))
-        stop = _online_answer(one)["stop_epoch"]
-        if stop is not None:
-            console.print(_savings_text(one.curve, stop))
-
-
-def _savings_text(curve: Curve, stop: int) -> str:
-    from curvewatch_service.terminal import number
-    from curvewatch_workers.diagnosis import savings
-
-    saved = savings(curve, stop)
-    cost = f"and cost {number(saved.loss)} of validation loss" if saved.loss else "and cost nothing"
-    return f"A stop as soon as it was advised, after epoch {stop}, would have saved {saved.epochs} epochs {cost}."
+        console.print(verdict_text(diagnosis_view(said)))
+        if said["stop_savings"] is not None:
+            saved = SavingsView(**said["stop_savings"])
+            console.print(
+                f"A stop as soon as it was advised, after epoch {saved.stop_epoch}, would have saved "
+                f"{saved_and_cost(saved)}."
+            )
