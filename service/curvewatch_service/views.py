@@ -18,7 +18,8 @@ from curvewatch_service.schemas import (
 )
 from curvewatch_service.store import Event, Run
 from curvewatch_workers.contract import EpochRecord, SplitRecord
-from curvewatch_workers.diagnosis import Curve, Savings, savings
+from curvewatch_workers.diagnosis import Savings
+from curvewatch_workers.replay import savings_of_run
 
 
 def run_summary(run: Run, latest: EpochRecord | None) -> RunSummary:
@@ -125,18 +126,7 @@ def _run_savings(run: Run, diagnosis: DiagnosisView, epochs: Sequence[EpochRecor
     known = [record for record in epochs if best <= record.epoch <= best + since]
     if [record.epoch for record in known] != list(range(best, best + since + 1)):
         return None
-    curve = Curve(
-        train=tuple(record.train.loss for record in known),
-        validation=tuple(record.validation.loss for record in known),
-    )
-    gpus = [run.spec.scaling.gpus(record.world_size) for record in known]
-    saved = savings(
-        curve,
-        1,
-        seconds=[max(record.rank_seconds) for record in known],
-        gpus=gpus if any(gpus) else (),
-    )
-    return savings_view(saved, best)
+    return savings_view(savings_of_run(known, run.spec, best), best)
 
 
 def savings_view(saved: Savings, stop_epoch: int) -> SavingsView:

@@ -73,9 +73,9 @@ def test_an_overfitting_run_is_stopped_and_its_file_has_the_numbers_of_keras(tmp
 def test_a_healthy_run_is_not_stopped(tmp_path: Path) -> None:
     file = tmp_path / "curve.csv"
 
-    history = fit(CurvewatchCallback(file, stop=True, stop_on=tuple(WORSE)), healthy=True, epochs=30)
+    history = fit(CurvewatchCallback(file, stop=True, stop_on=tuple(WORSE)), healthy=True, epochs=20)
 
-    assert len(history["loss"]) == len(read_file(file)) == 30
+    assert len(history["loss"]) == len(read_file(file)) == 20
     assert verdict_of(file)["stop_epoch"] is None
 
 
@@ -110,6 +110,29 @@ def test_a_resumed_run_has_each_epoch_once(tmp_path: Path) -> None:
     assert callback.diagnosis.verdict == verdict_of(file)["verdict"]
 
 
+def test_the_learning_rate_is_kept(tmp_path: Path) -> None:
+    halved = keras.callbacks.LearningRateScheduler(lambda epoch, _rate: 0.01 if epoch < 2 else 0.005)
+
+    fit(CurvewatchCallback(tmp_path / "curve.csv"), halved, epochs=4)
+
+    rates = [row["learning_rate"] for row in read_file(tmp_path / "curve.csv")]
+    assert rates == pytest.approx([0.01, 0.01, 0.005, 0.005])
+
+
+def test_a_fault_of_the_diagnosis_does_not_end_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr("curvewatch_workers.diagnosis.OnlineDiagnosis.diagnosis", fail)
+
+    history = fit(CurvewatchCallback(tmp_path / "curve.csv", stop=True), epochs=6)
+
+    assert len(history["loss"]) == len(read_file(tmp_path / "curve.csv")) == 6
+    assert len([one for one in caplog.records if "ZeroDivisionError: a fault" in one.message]) == 1
+
+
 def test_a_new_training_begins_a_new_curve(tmp_path: Path) -> None:
     callback = CurvewatchCallback(tmp_path / "curve.csv")
     fit(callback, epochs=5)
@@ -122,7 +145,11 @@ def test_a_new_training_begins_a_new_curve(tmp_path: Path) -> None:
 def test_validation_may_be_rarer_than_epochs(tmp_path: Path) -> None:
     fit(CurvewatchCallback(tmp_path / "curve.csv"), epochs=4, validation_freq=2)
 
-    assert [("val_loss" in row) for row in read_file(tmp_path / "curve.csv")] == [False, True, False, True]
+    callback = CurvewatchCallback(tmp_path / "curve.csv")
+    fit(callback, epochs=12, initial_epoch=4, validation_freq=2)
+
+    assert [("val_loss" in row) for row in read_file(tmp_path / "curve.csv")] == [False, True] * 6
+    assert callback.diagnosis.verdict == verdict_of(tmp_path / "curve.csv")["verdict"] != "not_finite"
 
 
 def test_without_validation_data_it_says_that_there_is_no_curve(caplog: pytest.LogCaptureFixture) -> None:

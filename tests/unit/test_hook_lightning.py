@@ -235,14 +235,22 @@ def test_a_name_that_is_not_logged_is_refused_with_those_that_are(tmp_path: Path
         fit(CurvewatchCallback(validation_loss="mse"), tmp_path)
 
 
-def test_a_file_of_something_else_is_not_written_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epoch,step,train_loss\n0,1,0.5\n",
+        '{"loss": [0.5]}',
+        "epoch,train_loss,val_loss,val_accuracy,learning_rate\nx,1,1,1,1\n",
+    ],
+)
+def test_a_file_of_something_else_is_not_written_over(tmp_path: Path, text: str) -> None:
     other = tmp_path / "metrics.csv"
-    other.write_text("epoch,step,train_loss\n0,1,0.5\n")
+    other.write_text(text)
 
     with pytest.raises(HookError, match="no curve of CurvewatchCallback"):
         fit(CurvewatchCallback(other), tmp_path)
 
-    assert other.read_text().startswith("epoch,step")
+    assert other.read_text() == text
 
 
 def test_the_lines_of_the_howto_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,12 +110,12 @@ def test_an_overfitting_run_is_stopped_and_its_file_has_the_numbers_of_the_train
 def test_a_healthy_run_is_not_stopped(tmp_path: Path) -> None:
     file = tmp_path / "curve.csv"
     trainer = make_trainer(
-        CurvewatchCallback(file, stop=True, stop_on=tuple(WORSE)), tmp_path, healthy=True, epochs=20
+        CurvewatchCallback(file, stop=True, stop_on=tuple(WORSE)), tmp_path, healthy=True, epochs=12
     )
 
     trainer.train()
 
-    assert trainer.state.epoch == len(read_file(file)) == 20
+    assert trainer.state.epoch == len(read_file(file)) == 12
     assert verdict_of(file)["stop_epoch"] is None
 
 

@@ -106,6 +106,7 @@ def test_the_run_has_the_numbers_of_lightning_and_says_whose_they_are(tmp_path: 
     assert [
         {
             "epoch": epoch.epoch,
+            "learning_rate": epoch.learning_rate,
             "train_loss": epoch.train.loss,
             "val_loss": epoch.validation.loss,
             "val_accuracy": epoch.validation.metric_values["accuracy"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +12,8 @@ from curvewatch_workers.contract import (
     JobSpec,
     Outcome,
     PolicySpec,
-    standing,
 )
-from curvewatch_workers.decisions import Decisions
+from curvewatch_workers.decisions import Decisions, validation_value
 from curvewatch_workers.diagnosis import Curve, Savings, savings
 from curvewatch_workers.errors import TaskError
 
@@ -64,24 +62,31 @@ def replay(records: Sequence[EpochRecord], spec: JobSpec, policy: PolicySpec) ->
                 deed="stop" if ending.outcome is Outcome.SUCCEEDED else "fail",
                 epoch=record.epoch,
                 why=ending.reason,
-                savings=_savings(records, spec, record.epoch),
+                savings=savings_of_run(records, spec, record.epoch),
             )
         if action is not None and not action.observed:
             return Replay(deed=action.deed, epoch=record.epoch, why=action.message, savings=None)
     return None
 
 
-def _savings(records: Sequence[EpochRecord], spec: JobSpec, stop: int) -> Savings:
-    stands = standing(records)
+def savings_of_run(records: Sequence[EpochRecord], spec: JobSpec, stop: int) -> Savings:
+    """Compare a run with the same run stopped after an epoch.
+
+    An epoch took as long as its slowest rank; GPU-hours are None for a job without GPUs.
+
+    Args:
+        records: Consecutive epochs of a run, the first no later than the stop.
+        spec: Its job.
+        stop: The last epoch that would have been trained.
+    """
     curve = Curve(
-        train=tuple(record.train.loss for record in stands),
-        validation=tuple(
-            math.nan if record.validation.nonfinite_samples else record.validation.loss for record in stands
-        ),
+        train=tuple(record.train.loss for record in records),
+        validation=tuple(validation_value(record, "loss") for record in records),
     )
+    gpus = [spec.scaling.gpus(record.world_size) for record in records]
     return savings(
         curve,
-        stop,
+        stop - records[0].epoch + 1,
         seconds=[max(record.rank_seconds) for record in records],
-        gpus=[spec.scaling.gpus(record.world_size) for record in records],
+        gpus=gpus if any(gpus) else (),
     )

@@ -119,12 +119,11 @@ class CurveFeed:
                 extra={"action": "curve_incomplete"},
             )
 
-    def add(self, row: Row, *, learning_rate: float = math.nan) -> bool:
+    def add(self, row: Row) -> bool:
         """Take in a finished epoch; return whether this process wants the training to stop after it.
 
         Args:
             row: Its numbers. Without one of both losses it is written down, but is no epoch of the curve.
-            learning_rate: Learning rate at its end.
         """
         again = row.at in self._rows
         self._rows[row.at] = row
@@ -133,14 +132,20 @@ class CurveFeed:
             self._run.note(number)
             return False
         self._write()
-        if again:
-            self._reread()
-        elif _is_whole(row):
-            self._read(row)
         if not _is_whole(row):
             return False
-        ends = self._run.tell(number, row, learning_rate)
-        return self._decides(row) or ends
+        ends = self._run.tell(number, row)
+        try:
+            if again:
+                self._reread()
+            else:
+                self._read(row)
+            return self._decides(row) or ends
+        except Exception as error:  # noqa: BLE001 - no fault of the diagnosis may cost the training
+            self.warn(
+                f"The curve cannot be read any more ({type(error).__name__}: {error}); the training goes on"
+            )
+            return ends
 
     def end(self, remedy: str) -> None:
         """Say so when the training had no epoch with both losses.

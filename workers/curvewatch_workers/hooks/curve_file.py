@@ -7,13 +7,15 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from curvewatch_workers.durable import sync
 from curvewatch_workers.errors import HookError
 
 Unit = Literal["epoch", "step"]
 """What the rows are counted in: epochs from 1, or optimizer steps where the trainer validates by them."""
+_HEADER: Final = ["epoch", "train_loss", "val_loss", "val_accuracy", "learning_rate"]
+"""Columns; the first is the unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,7 @@ class Row:
     train: float | None
     validation: float | None
     accuracy: float | None = None
+    learning_rate: float | None = None
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
@@ -40,7 +43,10 @@ def read_rows(path: Path) -> tuple[Row, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise HookError(f"{path} cannot be read: {error}; name another file") from error
     try:
-        return tuple(_row(cells) for cells in csv.DictReader(io.StringIO(text)))
+        lines = csv.DictReader(io.StringIO(text))
+        if list(lines.fieldnames or _HEADER)[1:] != _HEADER[1:]:
+            raise ValueError(lines.fieldnames)
+        return tuple(_row(cells) for cells in lines)
     except (KeyError, TypeError, ValueError) as error:
         raise HookError(
             f"{path} is no curve of CurvewatchCallback, which would write over it; name another file"
@@ -49,10 +55,8 @@ def read_rows(path: Path) -> tuple[Row, ...]:
 
 def _row(cells: dict[str, str]) -> Row:
     at = cells["epoch"] if "epoch" in cells else cells["step"]
-    train, validation, accuracy = (
-        float(cells[name]) if cells[name] else None for name in ("train_loss", "val_loss", "val_accuracy")
-    )
-    return Row(at=int(at), train=train, validation=validation, accuracy=accuracy)
+    train, validation, accuracy, rate = (float(cells[name]) if cells[name] else None for name in _HEADER[1:])
+    return Row(at=int(at), train=train, validation=validation, accuracy=accuracy, learning_rate=rate)
 
 
 def write_rows(path: Path, rows: Iterable[Row], unit: Unit) -> None:
@@ -63,10 +67,10 @@ def write_rows(path: Path, rows: Iterable[Row], unit: Unit) -> None:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((unit, "train_loss", "val_loss", "val_accuracy"))
+    writer.writerow((unit, *_HEADER[1:]))
     for row in rows:
-        losses = (row.train, row.validation, row.accuracy)
-        writer.writerow((row.at, *("" if value is None else repr(value) for value in losses)))
+        numbers = (row.train, row.validation, row.accuracy, row.learning_rate)
+        writer.writerow((row.at, *("" if number is None else repr(number) for number in numbers)))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.part")
     draft.write_text(text.getvalue(), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Mapping
 
@@ -69,11 +68,16 @@ class CurvewatchCallback(keras.callbacks.Callback):  # type: ignore[misc] # not 
             train=number_in(logs, self._train_loss, "train_loss"),
             validation=number_in(logs, self._validation_loss, "validation_loss") if validated else None,
             accuracy=accuracy_in(logs),
+            learning_rate=_learning_rate(self.model),
         )
-        rate = getattr(self.model.optimizer, "learning_rate", math.nan)
-        if self._feed.add(row, learning_rate=float(rate)):
+        if self._feed.add(row):
             self.model.stop_training = True
 
     def on_train_end(self, logs: Mapping[str, float] | None = None) -> None:
         """Say so when there was no curve to read."""
         self._feed.end("give fit() validation_data")
+
+
+def _learning_rate(model: keras.Model) -> float | None:
+    rate = getattr(model.optimizer, "learning_rate", None)
+    return None if rate is None else float(rate)

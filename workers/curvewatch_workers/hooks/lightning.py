@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection
 from dataclasses import asdict
@@ -99,6 +98,7 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
             train=number_in(logs, self._train_loss, "train_loss"),
             validation=number_in(logs, self._validation_loss, "validation_loss") if self._validated else None,
             accuracy=accuracy_in(logs) if self._validated else None,
+            learning_rate=_learning_rate(trainer),
         )
         self._trained = self._validated = False
         if _is_of_last_batch(trainer, self._train_loss):
@@ -106,13 +106,12 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
                 f"CurvewatchCallback: {self._train_loss!r} is the loss of each epoch's last batch alone; write "
                 f"self.log({self._train_loss!r}, loss, on_epoch=True) in training_step"
             )
-        rate = _learning_rate(trainer)
-        if trainer.strategy.broadcast(self._feed.add(row, learning_rate=rate)):
+        if trainer.strategy.broadcast(self._feed.add(row)):
             trainer.should_stop = True
 
 
-def _learning_rate(trainer: Trainer) -> float:
-    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
+def _learning_rate(trainer: Trainer) -> float | None:
+    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else None
 
 
 def _is_of_last_batch(trainer: Trainer, name: str) -> bool:

@@ -22,7 +22,7 @@ class RunFeed(Protocol):
     def begin(self, after_epoch: int, processes: int) -> None:
         """Say after which epoch the training goes on, and on how many processes."""
 
-    def tell(self, epoch: int, row: Row, learning_rate: float) -> bool:
+    def tell(self, epoch: int, row: Row) -> bool:
         """Tell a finished epoch; return whether the service wants the run to end."""
 
     def note(self, epoch: int) -> None:
@@ -35,7 +35,7 @@ class NoRun:
     def begin(self, after_epoch: int, processes: int) -> None:
         """Do nothing."""
 
-    def tell(self, epoch: int, row: Row, learning_rate: float) -> bool:
+    def tell(self, epoch: int, row: Row) -> bool:
         """Go on."""
         return False
 
@@ -72,7 +72,7 @@ class JobRun:
         self._run.start(after_epoch)
         self._started_at, self._clock = dt.datetime.now(dt.UTC), time.perf_counter()
 
-    def tell(self, epoch: int, row: Row, learning_rate: float) -> bool:
+    def tell(self, epoch: int, row: Row) -> bool:
         """Report a finished epoch."""
         from curvewatch_workers.contract import Control, EpochFinished, EpochRecord
 
@@ -84,7 +84,7 @@ class JobRun:
             world_size=self._ranks,
             started_at=self._started_at,
             finished_at=self._started_at + dt.timedelta(seconds=seconds),
-            learning_rate=learning_rate,
+            learning_rate=math.nan if row.learning_rate is None else row.learning_rate,
             rank_seconds=(seconds,) * self._ranks,
             train=self._split(row.train, None),
             validation=self._split(row.validation, row.accuracy),

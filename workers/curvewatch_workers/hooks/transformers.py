@@ -53,7 +53,7 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
         self._others: dict[str, object] = {}
         self._evaluated: dict[str, object] = {}
         self._taken_at = -1
-        self._learning_rate = math.nan
+        self._learning_rate: float | None = None
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -115,8 +115,7 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
                 "An evaluation with no train loss logged since the one before is left out of the curve; set "
                 'logging_strategy="epoch" in the TrainingArguments, or smaller logging_steps'
             )
-        row = self._row(metrics, state.epoch, state.global_step)
-        stops = self._feed.add(row, learning_rate=self._learning_rate)
+        stops = self._feed.add(self._row(metrics, state.epoch, state.global_step))
         # What else it lacks may come with another dataset of the same evaluation.
         self._taken_at = state.global_step
         if _of_rank_0(stops, args):
@@ -157,6 +156,7 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
             train=statistics.fmean(losses) if losses else None,
             validation=number_in(metrics, self._validation_loss, "validation_loss"),
             accuracy=accuracy_in(metrics),
+            learning_rate=self._learning_rate,
         )
 
 
