@@ -526,6 +526,22 @@ def test_another_database_and_a_damaged_one_are_told(tmp_path: Path) -> None:
         read_curves(path, Columns())
 
 
+def test_rows_of_a_damaged_database_that_hold_no_number_are_passed_by(database: Path) -> None:
+    log_run(mlflow_client(f"sqlite:///{database}"), GOOD, "one")
+    with closing(sqlite3.connect(database)) as damaged:
+        damaged.executescript(
+            """
+            CREATE TABLE kept AS SELECT * FROM metrics;
+            DROP TABLE metrics;
+            ALTER TABLE kept RENAME TO metrics;
+            INSERT INTO metrics SELECT 'val/loss', NULL, NULL, run_uuid, NULL, 0 FROM runs;
+            INSERT INTO metrics (key, value, step, run_uuid) SELECT NULL, 'x', 'y', run_uuid FROM runs;
+            """
+        )
+
+    require_same(read(database)[0], GOOD)
+
+
 def test_a_folder_of_mlflow_without_metrics_or_with_damaged_ones_is_told(tmp_path: Path) -> None:
     client = mlflow_client((tmp_path / "mlruns").as_uri())
     run_id = log_run(client, GOOD, "one")

@@ -92,8 +92,9 @@ def database_entries(path: Path) -> Iterator[Entry]:
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             for run_id, name, key, step, time, value, is_nan in database.execute(_QUERY):
-                known = math.nan if is_nan else _unbounded(float(value))
-                yield Entry(run_id, name or "", Point(key, float(step), time / 1000, known))
+                fields = {"key": key, "step": step, "timestamp": time, "value": math.nan if is_nan else value}
+                if (entry := _entry({**fields, "run_id": run_id, "run_name": name}, "")) is not None:
+                    yield entry
     except sqlite3.Error as error:
         raise CurveFileError(f"{path} is no database of MLflow that can be read: {error}") from error
 
