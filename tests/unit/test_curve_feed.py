@@ -83,3 +83,4 @@ def test_what_is_no_single_number_is_refused() -> None:
 def test_the_accuracy_is_found_under_its_usual_names() -> None:
     assert accuracy_in({"accuracy": 0.9, "val_sparse_categorical_accuracy": 0.7}) == 0.7
     assert accuracy_in({"accuracy": 0.9, "eval_loss": 0.7}) is None
+    assert accuracy_in({"val_accuracy": [0.9, 0.8]}) is None

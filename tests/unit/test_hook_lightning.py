@@ -217,6 +217,15 @@ def test_epochs_without_validation_are_left_out(tmp_path: Path) -> None:
     assert (len(one.curve), one.left_out) == (6, 6)
 
 
+def test_without_validation_it_says_that_there_is_no_curve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(CurvewatchCallback(), tmp_path, epochs=2, limit_val_batches=0)
+
+    (told,) = [record for record in caplog.records if record.name.startswith("curvewatch_workers.hooks")]
+    assert "give trainer.fit() validation data" in told.message
+
+
 @pytest.mark.parametrize("at_epoch_end", [False, True])
 @pytest.mark.parametrize("has_file", [False, True])
 def test_a_resumed_run_has_each_epoch_once(

@@ -118,6 +118,11 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
         if trainer.strategy.broadcast(self._feed.add(row)):
             trainer.should_stop = True
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so when there was no curve to read."""
+        if not trainer.fast_dev_run:
+            self._feed.end("give trainer.fit() validation data")
+
 
 def _learning_rate(trainer: Trainer) -> float | None:
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else None

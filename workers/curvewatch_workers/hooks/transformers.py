@@ -132,8 +132,14 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take no evaluation after the training for a part of it."""
+        """Take no evaluation after the training for a part of it; say so when there was no curve to read."""
         self._training = False
+        there = (
+            f"the evaluation has {', '.join(sorted(self._evaluated))}"
+            if self._evaluated
+            else "evaluate more often"
+        )
+        self._feed.end(f"{there}, and validation_loss names {self._validation_loss!r}")
 
     def _row_before(self, logs: Mapping[str, Any]) -> Row | None:
         if self._validation_loss in logs and logs["step"]:
