@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,35 @@ from hook_support import make_datasets, make_model, read_file, snippet, verdict_
 
 WORSE = frozenset({Verdict.OVERFITTING, Verdict.OVERCONFIDENT})
 pytestmark = pytest.mark.filterwarnings("ignore:.*(bottleneck|isn't supported|TreeSpec|log|is not empty).*")
+
+OLDER = """
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from curvewatch_workers.hooks.lightning import CurvewatchCallback
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def training_step(self, batch, index):
+        return self.weight.square().sum()
+
+    def on_train_epoch_end(self):
+        self.log("train_loss", self.weight.square().sum())
+
+    def validation_step(self, batch, index):
+        self.log("val_loss", self.weight.square().sum())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+loader = DataLoader(torch.zeros(4, 1))
+trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, callbacks=[CurvewatchCallback("curve.csv")])
+trainer.fit(Module(), loader, loader)
+"""
 
 
 class Classifier(pl.LightningModule):  # type: ignore[misc] # not looked into
@@ -186,6 +217,15 @@ def test_epochs_without_validation_are_left_out(tmp_path: Path) -> None:
     assert (len(one.curve), one.left_out) == (6, 6)
 
 
+def test_without_validation_it_says_that_there_is_no_curve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(CurvewatchCallback(), tmp_path, epochs=2, limit_val_batches=0)
+
+    (told,) = [record for record in caplog.records if record.name.startswith("curvewatch_workers.hooks")]
+    assert "give trainer.fit() validation data" in told.message
+
+
 @pytest.mark.parametrize("at_epoch_end", [False, True])
 @pytest.mark.parametrize("has_file", [False, True])
 def test_a_resumed_run_has_each_epoch_once(
@@ -251,6 +291,22 @@ def test_a_file_of_something_else_is_not_written_over(tmp_path: Path, text: str)
         fit(CurvewatchCallback(other), tmp_path)
 
     assert other.read_text() == text
+
+
+def test_the_package_under_its_older_name_works_too(tmp_path: Path) -> None:
+    program = tmp_path / "older.py"
+    program.write_text(OLDER)
+
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in read_file(tmp_path / "curve.csv")] == [1, 2, 3]
 
 
 def test_the_lines_of_the_howto_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

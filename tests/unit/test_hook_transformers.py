@@ -189,6 +189,16 @@ def test_an_evaluation_before_any_logged_loss_is_left_out_and_said(
     assert len(told) == 1
 
 
+def test_a_name_that_the_only_evaluation_lacks_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_trainer(CurvewatchCallback(validation_loss="val_loss"), tmp_path, epochs=1).train()
+
+    (told,) = [record for record in caplog.records if record.name.startswith("curvewatch_workers.hooks")]
+    assert "eval_loss, eval_runtime" in told.message
+    assert told.message.endswith("validation_loss names 'val_loss'")
+
+
 def test_what_the_trainer_does_not_log_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HookError, match=r"nothing is evaluated.*eval_strategy"):
         make_trainer(CurvewatchCallback(), tmp_path, eval_strategy="no").train()

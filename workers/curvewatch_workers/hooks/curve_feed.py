@@ -6,10 +6,11 @@ ranks or of one, as the framework and the user's code make them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -105,7 +106,8 @@ class CurveFeed:
         if self._file is not None and leads:
             known = {row.at: row for row in read_rows(self._file)} | known
         self._rows = {at: known[at] for at in sorted(known) if at <= after}
-        self._reread()
+        with self._harmless():
+            self._reread()
         self._run = feed_of_process(self._framework)
         self._run.begin(self._number(after), processes)
         missing = [] if unit == "step" else [at for at in range(1, after + 1) if at not in self._rows]
@@ -134,18 +136,14 @@ class CurveFeed:
         self._write()
         if not _is_whole(row):
             return False
-        ends = self._run.tell(number, row)
-        try:
+        stops = self._run.tell(number, row)
+        with self._harmless():
             if again:
                 self._reread()
             else:
                 self._read(row)
-            return self._decides(row) or ends
-        except Exception as error:  # noqa: BLE001 - no fault of the diagnosis may cost the training
-            self.warn(
-                f"The curve cannot be read any more ({type(error).__name__}: {error}); the training goes on"
-            )
-            return ends
+            return self._decides(row) or stops
+        return stops
 
     def end(self, remedy: str) -> None:
         """Say so when the training had no epoch with both losses.
@@ -162,6 +160,16 @@ class CurveFeed:
             self._told.add(message)
             logger.warning(message, extra={"action": "hook_warning"})
 
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Let no fault of the diagnosis cost the training."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - told, and the training goes on
+            self.warn(
+                f"The curve cannot be read any more ({type(error).__name__}: {error}); the training goes on"
+            )
+
     def _number(self, at: int) -> int:
         """Return how many epochs of the curve there are up to a row; those that are not known count."""
         if self._unit == "step":
@@ -175,7 +183,12 @@ class CurveFeed:
 
     def _read(self, row: Row) -> None:
         accuracy = {} if row.accuracy is None else {"accuracy": row.accuracy}
-        self._online.add(_known(row.train), _known(row.validation), metrics=accuracy)
+        self._online.add(
+            _known(row.train),
+            _known(row.validation),
+            metrics=accuracy,
+            learning_rate=_known(row.learning_rate),
+        )
 
     def _write(self) -> None:
         if self._file is None:
@@ -235,7 +248,9 @@ def accuracy_in(logs: Mapping[str, object]) -> float | None:
     """Return the validation accuracy that the training logs under a usual name; None without one."""
     names = (f"{split}_{name}" for name in _ACCURACIES for split in _SPLITS)
     found = next((name for name in names if name in logs), None)
-    return None if found is None else number_in(logs, found, "accuracy")
+    with contextlib.suppress(HookError):  # such as one for each class
+        return None if found is None else number_in(logs, found, "accuracy")
+    return None
 
 
 def _verdicts(names: str | Collection[str]) -> frozenset[Verdict]:
@@ -252,5 +267,5 @@ def _is_whole(row: Row) -> bool:
     return row.train is not None and row.validation is not None
 
 
-def _known(loss: float | None) -> float:
-    return math.nan if loss is None else loss
+def _known(number: float | None) -> float:
+    return math.nan if number is None else number

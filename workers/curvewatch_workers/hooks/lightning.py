@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Collection
 from dataclasses import asdict
-from typing import Any
-
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from typing import TYPE_CHECKING, Any
 
 from curvewatch_workers.diagnosis import Diagnosis
 from curvewatch_workers.hooks.curve_feed import CurveFeed, accuracy_in, number_in
 from curvewatch_workers.hooks.curve_file import Row
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+_OLDER = "pytorch_lightning"
+_PACKAGE = "lightning.pytorch"
+# The same package goes by two names, with classes that do not know each other: take the one that the user has imported.
+if (_OLDER in sys.modules and _PACKAGE not in sys.modules) or importlib.util.find_spec("lightning") is None:
+    _PACKAGE = _OLDER
+EarlyStopping: Any = importlib.import_module(f"{_PACKAGE}.callbacks").EarlyStopping
+
 
 # Lightning calls two kinds of callbacks after the module's own `on_train_epoch_end`, which may log the losses: those
 # that stop early, and those that save.
-class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into: it may be absent
+class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run time only
     """Reads the curve that a `Trainer` makes; stops it by verdict when told to.
 
     Takes the numbers that the module logs, as they are at the end of each train epoch. On several ranks those of rank 0
@@ -108,6 +117,11 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # not looked into
             )
         if trainer.strategy.broadcast(self._feed.add(row)):
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so when there was no curve to read."""
+        if not trainer.fast_dev_run:
+            self._feed.end("give trainer.fit() validation data")
 
 
 def _learning_rate(trainer: Trainer) -> float | None:

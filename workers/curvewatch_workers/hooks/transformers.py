@@ -132,8 +132,13 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take no evaluation after the training for a part of it."""
+        """Take no evaluation after the training for a part of it; say so when there was no curve to read."""
         self._training = False
+        remedy = 'set eval_strategy="epoch" and logging_strategy="epoch" in the TrainingArguments'
+        if self._evaluated:
+            there = ", ".join(sorted(self._evaluated))
+            remedy = f"the evaluation has {there}, and validation_loss names {self._validation_loss!r}"
+        self._feed.end(remedy)
 
     def _row_before(self, logs: Mapping[str, Any]) -> Row | None:
         if self._validation_loss in logs and logs["step"]:
