@@ -113,6 +113,37 @@ def test_what_was_said_before_a_restart_stands_until_the_rate_is_back() -> None:
     assert {said[epoch].verdict for epoch in range(30, 61)} == {Verdict.OVERFITTING}
 
 
+def test_overfitting_stands_through_restarts_although_the_best_epoch_had_a_high_rate() -> None:
+    curve = cycles(60)
+    # Epoch 24 is early in the third cycle: a restart does not double its rate, but that of the best train loss.
+    validation = tuple(0.3 + 0.02 * abs(i - 23) for i in range(60))
+    verdicts = [one.verdict for one in diagnoses(replace(curve, validation=validation))]
+    first = verdicts.index(Verdict.OVERFITTING)
+
+    assert first < 40
+    assert set(verdicts[first:]) == {Verdict.OVERFITTING}
+
+
+def test_a_new_best_in_the_middle_of_a_cycle_ends_what_was_said_before_it() -> None:
+    curve = cycles(40, rise=0.1)
+    falls = (0.04,) * 6
+    validation = (*curve.validation[:31], *falls, *curve.validation[37:])
+    said = list(diagnoses(replace(curve, validation=validation)))
+
+    assert said[30].verdict is Verdict.OVERFITTING
+    assert said[36].verdict is Verdict.GOOD_FIT
+    assert not said[36].stop
+
+
+def test_a_raised_rate_does_not_excuse_a_loss_that_jumps_while_the_rate_does_not() -> None:
+    rates = (0.01,) * 20 + (0.1,) * 20
+    calm = [0.1 + 0.9 * math.exp(-i / 4) for i in range(20)]
+    losses = tuple(calm + [0.3 + 0.25 * (i % 2) for i in range(20)])
+    curve = Curve(train=losses, validation=losses, learning_rates=rates)
+
+    assert diagnose(curve).verdict is Verdict.UNSTABLE
+
+
 def test_a_rate_that_stays_up_excuses_nothing_for_ever() -> None:
     rate = (0.01,) * 10 + (0.1,) * 60
     train = [0.05 + 0.9 * math.exp(-i / 3) for i in range(70)]
