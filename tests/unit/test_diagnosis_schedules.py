@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from curve_generator import SCHEDULES, make_double_descent, make_scheduled
+from curve_generator import SCHEDULES, make_double_descent, make_scheduled, scaled
 from curvewatch_workers.diagnosis import Curve, Diagnosis, Verdict, diagnose, diagnoses
 
 ALARMS = {
@@ -293,6 +293,21 @@ def test_rates_that_are_not_known_are_those_of_the_epoch_before() -> None:
     unknown = replace(curve, learning_rates=(math.nan, -1.0, math.inf) * 10)
     nothing = replace(curve, learning_rates=())
     assert list(diagnoses(unknown)) == list(diagnoses(nothing))
+
+
+@pytest.mark.parametrize("rates", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_neither_the_unit_of_the_loss_nor_that_of_the_rate_matters(schedule: str, rates: bool) -> None:
+    for seed, factor in itertools.product(range(4), (0.0037, 41.0)):
+        curve = make_scheduled(
+            schedule, epochs=60, noise=0.01, seed=seed, rates=rates, overfits=seed % 2 == 0
+        )
+        other = scaled(curve, factor)
+        other = replace(other, learning_rates=tuple(rate / factor for rate in curve.learning_rates))
+
+        assert [(one.verdict, one.stop, one.best_epoch) for one in diagnoses(other)] == [
+            (one.verdict, one.stop, one.best_epoch) for one in diagnoses(curve)
+        ]
 
 
 def test_learning_rates_of_another_length_are_refused() -> None:
