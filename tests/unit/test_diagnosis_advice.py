@@ -42,7 +42,10 @@ def overfit(train_at_end: float, turn: int = 15, rise: float = 0.3, **metrics: t
 
 def test_a_plateau_names_rates_to_try_or_the_schedule() -> None:
     assert "from 0.1: try 0.03 or 0.01." in said(MIDWAY, Verdict.PLATEAU, CONSTANT).advice
-    ended = said(MIDWAY, Verdict.PLATEAU, SPENT).advice
+    diagnosis = said(MIDWAY, Verdict.PLATEAU, SPENT)
+    assert diagnosis.evidence[-1].rule == "schedule_ended"
+    assert (diagnosis.evidence[-1].epochs, diagnosis.evidence[-1].values) == ((1, 40), (0.1, 1e-4))
+    ended = diagnosis.advice
     assert "from 0.1 to 0.0001, where nothing moves" in ended
     assert "not below 0.01" in ended
     assert "three to ten times" in said(MIDWAY, Verdict.PLATEAU).advice

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from curve_generator import SCHEDULES, make_double_descent, make_scheduled
+from curve_generator import SCHEDULES, make_double_descent, make_scheduled, scaled
 from curvewatch_workers.diagnosis import Curve, Diagnosis, Verdict, diagnose, diagnoses
 
 ALARMS = {
@@ -111,6 +111,37 @@ def test_what_was_said_before_a_restart_stands_until_the_rate_is_back() -> None:
     assert said[30].verdict is Verdict.OVERFITTING
     assert said[30].stop
     assert {said[epoch].verdict for epoch in range(30, 61)} == {Verdict.OVERFITTING}
+
+
+def test_overfitting_stands_through_restarts_although_the_best_epoch_had_a_high_rate() -> None:
+    curve = cycles(60)
+    # Epoch 24 is early in the third cycle: a restart does not double its rate, but that of the best train loss.
+    validation = tuple(0.3 + 0.02 * abs(i - 23) for i in range(60))
+    verdicts = [one.verdict for one in diagnoses(replace(curve, validation=validation))]
+    first = verdicts.index(Verdict.OVERFITTING)
+
+    assert first < 40
+    assert set(verdicts[first:]) == {Verdict.OVERFITTING}
+
+
+def test_a_new_best_in_the_middle_of_a_cycle_ends_what_was_said_before_it() -> None:
+    curve = cycles(40, rise=0.1)
+    falls = (0.04,) * 6
+    validation = (*curve.validation[:31], *falls, *curve.validation[37:])
+    said = list(diagnoses(replace(curve, validation=validation)))
+
+    assert said[30].verdict is Verdict.OVERFITTING
+    assert said[36].verdict is Verdict.GOOD_FIT
+    assert not said[36].stop
+
+
+def test_a_raised_rate_does_not_excuse_a_loss_that_jumps_while_the_rate_does_not() -> None:
+    rates = (0.01,) * 20 + (0.1,) * 20
+    calm = [0.1 + 0.9 * math.exp(-i / 4) for i in range(20)]
+    losses = tuple(calm + [0.3 + 0.25 * (i % 2) for i in range(20)])
+    curve = Curve(train=losses, validation=losses, learning_rates=rates)
+
+    assert diagnose(curve).verdict is Verdict.UNSTABLE
 
 
 def test_a_rate_that_stays_up_excuses_nothing_for_ever() -> None:
@@ -262,6 +293,21 @@ def test_rates_that_are_not_known_are_those_of_the_epoch_before() -> None:
     unknown = replace(curve, learning_rates=(math.nan, -1.0, math.inf) * 10)
     nothing = replace(curve, learning_rates=())
     assert list(diagnoses(unknown)) == list(diagnoses(nothing))
+
+
+@pytest.mark.parametrize("rates", [False, True])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_neither_the_unit_of_the_loss_nor_that_of_the_rate_matters(schedule: str, rates: bool) -> None:
+    for seed, factor in itertools.product(range(4), (0.0037, 41.0)):
+        curve = make_scheduled(
+            schedule, epochs=60, noise=0.01, seed=seed, rates=rates, overfits=seed % 2 == 0
+        )
+        other = scaled(curve, factor)
+        other = replace(other, learning_rates=tuple(rate / factor for rate in curve.learning_rates))
+
+        assert [(one.verdict, one.stop, one.best_epoch) for one in diagnoses(other)] == [
+            (one.verdict, one.stop, one.best_epoch) for one in diagnoses(curve)
+        ]
 
 
 def test_learning_rates_of_another_length_are_refused() -> None:

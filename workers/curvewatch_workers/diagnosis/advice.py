@@ -46,7 +46,7 @@ def _good_fit(case: Case) -> tuple[str, ...]:
     if reading.validation.rests(reading.epochs // 3):
         return ("Nothing needs to change.", _take(case), "More epochs would gain little.")
     longer = "Validation loss still falls, so train longer"
-    if reading.rates.varies and reading.rates.is_spent:
+    if reading.rates.schedule_ended:
         longer += f", with a longer schedule: the learning rate is already down to {reading.rates.latest:.2g}"
     return ("Nothing needs to change.", _take(case), f"{longer}.")
 
@@ -107,7 +107,7 @@ def _underfitting(case: Case) -> tuple[str, ...]:
     reading = case.reading
     by_heart = "First check that it can learn ten samples by heart: if not, inputs, labels or loss are wrong."
     capacity = "give the model more capacity (width, depth, better features)"
-    if _schedule_ended(reading):
+    if reading.rates.schedule_ended:
         return (_stop(case), _longer_schedule(reading), f"If it rests there too, {capacity}.")
     if reading.learned <= HARDLY * abs(reading.train.start):
         return (_stop(case), by_heart, f"Then {_other_rates(reading)}.")
@@ -127,7 +127,7 @@ def _underfitting(case: Case) -> tuple[str, ...]:
 def _plateau(case: Case) -> tuple[str, ...]:
     reading = case.reading
     model = "If that does not help, this is what this model can do with these data: change the model."
-    if _schedule_ended(reading):
+    if reading.rates.schedule_ended:
         return (_stop(case), _longer_schedule(reading), model)
     if not reading.rates.are_known:
         lower = (
@@ -209,10 +209,6 @@ def _ratio(reading: Reading) -> float | None:
     """Return train loss by validation loss; None where a loss goes below 0."""
     validation = reading.validation.level
     return reading.train.level / validation if reading.has_zero and validation > 0 else None
-
-
-def _schedule_ended(reading: Reading) -> bool:
-    return reading.rates.varies and reading.rates.is_spent
 
 
 def _longer_schedule(reading: Reading) -> str:

@@ -50,6 +50,19 @@ def about_restart(reading: Reading) -> Evidence:
     return evidence("learning_rate_raised", message, (before, now), rates.values)
 
 
+def about_schedule(reading: Reading) -> tuple[Evidence, ...]:
+    """Tell that the schedule has come to its end; nothing where it has not, or where none is known."""
+    rates = reading.rates
+    if not rates.schedule_ended:
+        return ()
+    epochs = (rates.values.index(rates.highest) + 1, reading.epochs)
+    message = (
+        f"The learning rate was {rates.highest:.3g} at epoch {epochs[0]} and is {rates.latest:.3g} at epoch "
+        f"{epochs[1]}: the schedule has come to its end."
+    )
+    return (evidence("schedule_ended", message, epochs, rates.values),)
+
+
 def percent(share: float) -> str:
     """Write a share as a percentage of three digits."""
     return f"{100 * share:.3g} %"

@@ -44,9 +44,9 @@ class Rates:
         return not math.isnan(self.latest)
 
     @property
-    def is_spent(self) -> bool:
-        """Tell whether the schedule has come down so far that nothing moves any more."""
-        return self.latest <= SPENT * self.highest
+    def schedule_ended(self) -> bool:
+        """Tell whether a schedule has brought the rate so far down that nothing moves any more."""
+        return self.varies and self.latest <= SPENT * self.highest
 
     @property
     def varies(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Final
 
 from curvewatch_workers.diagnosis.findings import (
     Finding,
+    about_schedule,
     about_train,
     about_validation,
     evidence,
@@ -53,6 +54,7 @@ def halted(reading: Reading) -> Finding | None:
         evidence=(
             about_train(reading, "train_halts", (epoch - 3, epoch)),
             about_train(reading, "train_flat", (epoch, reading.epochs)),
+            *about_schedule(reading),
         ),
         strength=(reading.epochs - epoch + 1) / max(LEAST_HALT, reading.epochs // 4),
     )
@@ -90,6 +92,7 @@ def high(reading: Reading) -> Finding | None:
             evidence("loss_high", f"{_left(reading)}.", (1, reading.epochs), reading.train_losses),
             about_train(reading, "train_flat", (since, reading.epochs)),
             about_validation(reading, "validation_beside", (since, reading.epochs)),
+            *about_schedule(reading),
         ),
         strength=reading.remaining / HIGH,
     )
@@ -114,6 +117,7 @@ def flat_midway(reading: Reading) -> Finding | None:
         evidence=(
             about_train(reading, "train_flat", (since, reading.epochs)),
             about_validation(reading, "validation_flat", (since, reading.epochs)),
+            *about_schedule(reading),
         ),
         strength=reading.remaining / MIDDLE,
     )

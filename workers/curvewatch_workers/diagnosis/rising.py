@@ -300,7 +300,6 @@ def _jumps(reading: Reading, trend: Trend) -> list[int]:
 
 
 def _are_restarts(jumps: list[int]) -> bool:
-    """Tell whether jumps come like warm restarts: after the same number of epochs each, or each time twice as many."""
-    lengths = [later - earlier for earlier, later in pairwise(jumps)]
-    growth = {later / earlier for earlier, later in pairwise(lengths)}
-    return min(lengths) >= LEAST_CYCLE and growth in ({1.0}, {2.0})
+    """Tell whether jumps come like warm restarts: after the same number of epochs each."""
+    lengths = {later - earlier for earlier, later in pairwise(jumps)}
+    return len(lengths) == 1 and min(lengths) >= LEAST_CYCLE
