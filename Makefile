@@ -17,15 +17,16 @@ demo: setup
 
 # Three at a time on two cores: many tests wait for processes that they start. A file's tests stay together, with its
 # fixtures.
+JOBS ?= 3
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # What takes minutes, most of them waiting: the death of each part of a run and of a node, checkpoints over restarts.
 test-long: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --long -m long tests/integration $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --long -m long tests/integration $(ARGS)
 
 test-integration: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder tests/integration tests/e2e
 
 check: setup
 	$(BIN)/ruff format --check .
