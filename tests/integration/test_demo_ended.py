@@ -66,6 +66,7 @@ def demo_at_work(folder: Path, project_root: Path) -> Iterator[subprocess.Popen[
 
 
 @needs_proc
+@pytest.mark.long
 def test_a_demo_whose_terminal_goes_away_leaves_nothing_behind(
     short_folder: Path, project_root: Path
 ) -> None:

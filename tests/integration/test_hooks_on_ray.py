@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from hook_support import read_file
 from ray_support import ServiceProcess
+
+pytestmark = pytest.mark.long
 
 LOOP = """
 import lightning.pytorch as pl

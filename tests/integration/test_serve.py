@@ -155,6 +155,7 @@ def test_a_run_that_cannot_pause_does_not_hold_up_the_end(
     assert not (hasty_service.data_dir / "embedded.json").exists()
 
 
+@pytest.mark.long
 def test_a_guest_leaves_the_cluster_and_its_run_alone(
     guest: ServiceProcess, service: ServiceProcess, project_root: Path
 ) -> None:

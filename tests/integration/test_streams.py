@@ -143,6 +143,7 @@ def test_shards_of_very_unequal_length_neither_hang_nor_count_twice(
         assert records[-1].validation.loss < records[0].validation.loss
 
 
+@pytest.mark.long
 def test_loading_processes_share_a_ranks_shard(tmp_path: Path) -> None:
     once = {"data_workers": 2, "epochs": 1}
     for records in on_ranks(2, tmp_path, train_streams, growing, in_turn, once):

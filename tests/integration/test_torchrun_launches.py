@@ -12,6 +12,8 @@ import pytest
 
 from torchrun_support import free_port
 
+pytestmark = pytest.mark.long
+
 USERS_FILE = """
 from pathlib import Path
 from engine_support import make_task
