@@ -27,6 +27,33 @@ def test_a_run_that_overfits_is_stopped_after_its_best_epoch() -> None:
         assert best_of(curve) < stop <= best_of(curve) + 20
 
 
+def test_what_took_long_to_find_is_given_up_later_than_the_verdict_says_that_it_gets_worse() -> None:
+    validation = tuple(1 - 0.008 * min(epoch, 100) + 0.03 * max(0, epoch - 100) for epoch in range(160))
+    train = tuple(0.97**epoch for epoch in range(160))
+    said = list(diagnoses(Curve(train=train, validation=validation)))
+    raised = next(epoch for epoch, one in enumerate(said, 1) if one.verdict is Verdict.OVERFITTING)
+
+    assert raised < 101 + 26
+    assert first_stop(Curve(train=train, validation=validation)) == 101 + 26
+
+
+def test_a_run_that_jumps_about_is_stopped_when_its_best_is_old() -> None:
+    losses = tuple(
+        0.6 + 9.4 * math.exp(-epoch) + (epoch > 2 and epoch % 12 in (0, 5, 8)) - 0.02 * (epoch == 9)
+        for epoch in range(80)
+    )
+    curve = Curve(train=losses, validation=losses)
+    said = list(diagnoses(curve))
+
+    assert {one.verdict for one in said[20:]} == {Verdict.UNSTABLE}
+    # Until then the noise of so few epochs leaves room for a better one.
+    assert first_stop(curve) == 10 + 31
+    assert said[40].advice.startswith("Stop now and take epoch 10")
+    # As much is left to hope for where the jumps are as large as all that was learned.
+    small = tuple(0.6 + 0.3 * (epoch % 2) - 0.1 * (epoch == 9) for epoch in range(60))
+    assert first_stop(Curve(train=small, validation=small)) is None
+
+
 def test_a_good_fit_is_never_stopped() -> None:
     for seed in range(30):
         assert first_stop(make_curve(Verdict.GOOD_FIT, epochs=120, noise=0.03, seed=seed)) is None
@@ -37,7 +64,7 @@ def test_a_run_that_rests_high_up_is_stopped_when_its_best_is_old() -> None:
         0.5 + 0.5 * math.exp(-epoch) + 1e-4 * (epoch == 8) - 2e-4 * (epoch == 12) for epoch in range(60)
     )
 
-    assert first_stop(Curve(train=losses, validation=losses)) == 13 + 20
+    assert first_stop(Curve(train=losses, validation=losses)) == 13 + 25
 
 
 def noisy(fall: float, noise: float) -> Curve:

@@ -19,6 +19,7 @@ TROUBLES: Final[Mapping[Verdict, Trouble]] = {
     Verdict.NOT_FINITE: "diverging",
     Verdict.PLATEAU: "plateau",
     Verdict.UNDERFITTING: "plateau",
+    Verdict.UNSTABLE: "plateau",
 }
 """Which field of the policy answers a verdict."""
 

@@ -159,8 +159,9 @@ def _unstable(case: Case) -> tuple[str, ...]:
     lower = _lower(rates.latest) if rates.are_known else "Lower the learning rate three to ten times"
     steps = f"{lower}; clip the gradient norm at 1, or use larger batches."
     if not case.is_about("validation_jumps"):
-        return (steps,)
+        return (_stop(case), steps)
     return (
+        _stop(case),
         "Train loss does not jump: look at the size of the validation set and at the BatchNorm statistics.",
         f"If they are right: {steps[0].lower()}{steps[1:]}",
     )

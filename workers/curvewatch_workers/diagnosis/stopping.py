@@ -14,7 +14,10 @@ from curvewatch_workers.diagnosis.curve import Curve
 from curvewatch_workers.diagnosis.reading import Reading
 from curvewatch_workers.diagnosis.verdict import Verdict
 
-LEAST_WAIT: Final = 20
+WORSE_AGE: Final = 0.25
+"""Epochs for which a run gets worse before it is given up, by the age of the best: what took long to find is not lost
+in a moment."""
+LEAST_WAIT: Final = 25
 """Epochs without a better validation loss below which nobody gives up a run that does not get worse."""
 AGE: Final = 1.0
 """Epochs without a better validation loss, by the age of the best: the longer it took to find, the longer until the
@@ -22,18 +25,18 @@ next."""
 HOPE: Final = 0.1
 """Share of all it learned by which the validation loss may still be falling, in half of the run, in a hopeless one."""
 _WORSE: Final = frozenset({Verdict.OVERFITTING, Verdict.OVERCONFIDENT, Verdict.DIVERGING})
-_HOPELESS: Final = frozenset({Verdict.PLATEAU, Verdict.UNDERFITTING})
+_HOPELESS: Final = frozenset({Verdict.PLATEAU, Verdict.UNDERFITTING, Verdict.UNSTABLE})
 
 
 def should_stop(verdict: Verdict, reading: Reading) -> bool:
     """Tell whether to stop now and take the best epoch.
 
-    Either the validation loss gets worse; or it rests high up, has not become better for as long as it took to get
-    there, and its noise leaves no room for a fall that would matter.
+    Either the validation loss gets worse; or it rests high up or jumps about, has not become better for as long as it
+    took to get there, and its noise leaves no room for a fall that would matter.
     """
     since = reading.epochs - reading.best_epoch
     if verdict in _WORSE:
-        return since > 0
+        return since >= max(WORSE_AGE * reading.best_epoch, 1)
     if verdict not in _HOPELESS or since < max(LEAST_WAIT, AGE * reading.best_epoch):
         return False
     if reading.rates.may_come_down:
