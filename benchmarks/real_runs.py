@@ -21,7 +21,9 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.datasets import load_breast_cancer, load_digits
@@ -170,7 +172,7 @@ def _losses(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).square().mean(dim=(-2, -1))
 
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def train(workload: Workload, settings: list[Setting], seed: int) -> list[Row]:
@@ -180,9 +182,12 @@ def train(workload: Workload, settings: list[Setting], seed: int) -> list[Row]:
     total = workload.train + workload.validation + workload.held_out
     inputs, targets = workload.data(total, draw)
     order = torch.randperm(len(inputs), generator=draw)
-    parts = order.split([workload.train, workload.validation, len(inputs) - workload.train - workload.validation])
+    ends = (0, workload.train, workload.train + workload.validation, len(inputs))
+    parts = [order[begin:end] for begin, end in pairwise(ends)]
     stack = Stack(workload, settings, draw)
-    curves: dict[str, list[Tensor]] = {name: [] for name in ("train_loss", "val_loss", "val_acc", "true_loss")}
+    curves: dict[str, list[Tensor]] = {
+        name: [] for name in ("train_loss", "val_loss", "val_acc", "true_loss")
+    }
     steps = workload.evaluations * workload.steps
     for evaluation in range(workload.evaluations):
         sums = torch.zeros(len(settings))
@@ -218,7 +223,9 @@ def drawn_settings(workload: Workload, count: int, rng: random.Random) -> list[S
     settings = []
     for _ in range(count):
         optimizer = rng.choice(("sgd", "momentum", "adam", "adamw"))
-        rate = math.exp(rng.uniform(low, high)) / {"sgd": 1, "momentum": 5, "adam": 30, "adamw": 30}[optimizer]
+        rate = (
+            math.exp(rng.uniform(low, high)) / {"sgd": 1, "momentum": 5, "adam": 30, "adamw": 30}[optimizer]
+        )
         schedule = rng.choice(("constant", "cosine", "warm-up cosine", "linear", "warm-up", "steps"))
         decay = rng.choice((0.0, 1e-3, 1e-2, 1e-1)) if optimizer == "adamw" else rng.choice((0.0, 0.0, 1e-4))
         settings.append(Setting(optimizer=optimizer, rate=rate, schedule=schedule, decay=decay))
@@ -257,7 +264,9 @@ def reviews(words: int, length: float, seed: int) -> Data:
     """Bags of words, one in ten of which speaks for one of two labels."""
     fixed = torch.Generator().manual_seed(seed)
     common = 1 / torch.arange(10, words + 10).float()
-    mood = torch.where(torch.rand(words, generator=fixed) < 0.1, torch.randn(words, generator=fixed), torch.zeros(words))
+    mood = torch.where(
+        torch.rand(words, generator=fixed) < 0.1, torch.randn(words, generator=fixed), torch.zeros(words)
+    )
 
     def draw(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         labels = torch.randint(2, (count,), generator=draw)
@@ -324,22 +333,166 @@ def shipped(load: Callable[..., tuple[object, object]], wrong: float = 0.0, rebu
 
 
 SEARCH = (
-    Workload(name="digits linear", data=shipped(load_digits), train=1200, validation=597, layers=(64, 10), evaluations=100, steps=8),
-    Workload(name="digits mlp", data=shipped(load_digits), train=1000, validation=797, layers=(64, 48, 48, 10), evaluations=60, steps=15),
-    Workload(name="digits wrong labels", data=shipped(load_digits, wrong=0.2), train=1000, validation=797, layers=(64, 64, 10), evaluations=150, steps=8),
-    Workload(name="digits cnn", data=shipped(load_digits), train=1200, validation=597, layers=(64, 32, 10), patches=True, batch=16, evaluations=50, steps=12, rates=(1e-3, 10)),
-    Workload(name="digits autoencoder", data=shipped(load_digits, rebuild=True), train=1200, validation=597, layers=(64, 32, 8, 32, 64), evaluations=120, steps=10, rates=(1e-3, 10)),
-    Workload(name="cancer mlp", data=shipped(load_breast_cancer), train=380, validation=189, layers=(30, 32, 2), batch=16, evaluations=80, steps=8),
-    Workload(name="clusters clean", data=clusters(20, 5, 0.0, 1.2, 1), train=4000, validation=1500, layers=(20, 64, 5), evaluations=200, steps=8),
-    Workload(name="clusters noisy", data=clusters(20, 3, 0.15, 1.0, 2), train=1500, validation=800, layers=(20, 64, 3), batch=16, evaluations=300, steps=6),
-    Workload(name="clusters deep", data=clusters(16, 4, 0.05, 0.7, 3), train=3000, validation=1000, layers=(16, 24, 24, 24, 24, 4), activation=torch.tanh, evaluations=150, steps=8),
-    Workload(name="clusters dropout", data=clusters(24, 4, 0.05, 1.2, 4), train=1500, validation=1000, layers=(24, 96, 4), dropout=0.5, evaluations=100, steps=10),
-    Workload(name="reviews", data=reviews(300, 60.0, 5), train=2000, validation=1000, layers=(300, 16, 2), evaluations=60, steps=12),
-    Workload(name="characters", data=characters(12, 3, 6), train=8000, validation=2000, layers=(36, 64, 12), batch=64, evaluations=200, steps=6, rates=(1e-3, 10)),
-    Workload(name="prices", data=prices(10, 0.3, False, 7), train=3000, validation=1000, layers=(10, 32, 32, 1), evaluations=100, steps=10, rates=(1e-4, 1)),
-    Workload(name="prices long tails", data=prices(10, 0.4, True, 8), train=1500, validation=500, layers=(10, 48, 1), batch=16, evaluations=250, steps=5, rates=(1e-4, 1)),
-    Workload(name="parity", data=parity(12, 3), train=4000, validation=1000, layers=(12, 48, 2), evaluations=120, steps=12, rates=(1e-3, 10)),
-    Workload(name="parity deep", data=parity(8, 4), train=4000, validation=1000, layers=(8, 24, 24, 2), activation=torch.tanh, evaluations=150, steps=8, rates=(1e-3, 10)),
+    Workload(
+        name="digits linear",
+        data=shipped(load_digits),
+        train=1200,
+        validation=597,
+        layers=(64, 10),
+        evaluations=100,
+        steps=8,
+    ),
+    Workload(
+        name="digits mlp",
+        data=shipped(load_digits),
+        train=1000,
+        validation=797,
+        layers=(64, 48, 48, 10),
+        evaluations=60,
+        steps=15,
+    ),
+    Workload(
+        name="digits wrong labels",
+        data=shipped(load_digits, wrong=0.2),
+        train=1000,
+        validation=797,
+        layers=(64, 64, 10),
+        evaluations=150,
+        steps=8,
+    ),
+    Workload(
+        name="digits cnn",
+        data=shipped(load_digits),
+        train=1200,
+        validation=597,
+        layers=(64, 32, 10),
+        patches=True,
+        batch=16,
+        evaluations=50,
+        steps=12,
+        rates=(1e-3, 10),
+    ),
+    Workload(
+        name="digits autoencoder",
+        data=shipped(load_digits, rebuild=True),
+        train=1200,
+        validation=597,
+        layers=(64, 32, 8, 32, 64),
+        evaluations=120,
+        steps=10,
+        rates=(1e-3, 10),
+    ),
+    Workload(
+        name="cancer mlp",
+        data=shipped(load_breast_cancer),
+        train=380,
+        validation=189,
+        layers=(30, 32, 2),
+        batch=16,
+        evaluations=80,
+        steps=8,
+    ),
+    Workload(
+        name="clusters clean",
+        data=clusters(20, 5, 0.0, 1.2, 1),
+        train=4000,
+        validation=1500,
+        layers=(20, 64, 5),
+        evaluations=200,
+        steps=8,
+    ),
+    Workload(
+        name="clusters noisy",
+        data=clusters(20, 3, 0.15, 1.0, 2),
+        train=1500,
+        validation=800,
+        layers=(20, 64, 3),
+        batch=16,
+        evaluations=300,
+        steps=6,
+    ),
+    Workload(
+        name="clusters deep",
+        data=clusters(16, 4, 0.05, 0.7, 3),
+        train=3000,
+        validation=1000,
+        layers=(16, 24, 24, 24, 24, 4),
+        activation=torch.tanh,
+        evaluations=150,
+        steps=8,
+    ),
+    Workload(
+        name="clusters dropout",
+        data=clusters(24, 4, 0.05, 1.2, 4),
+        train=1500,
+        validation=1000,
+        layers=(24, 96, 4),
+        dropout=0.5,
+        evaluations=100,
+        steps=10,
+    ),
+    Workload(
+        name="reviews",
+        data=reviews(300, 60.0, 5),
+        train=2000,
+        validation=1000,
+        layers=(300, 16, 2),
+        evaluations=60,
+        steps=12,
+    ),
+    Workload(
+        name="characters",
+        data=characters(12, 3, 6),
+        train=8000,
+        validation=2000,
+        layers=(36, 64, 12),
+        batch=64,
+        evaluations=200,
+        steps=6,
+        rates=(1e-3, 10),
+    ),
+    Workload(
+        name="prices",
+        data=prices(10, 0.3, False, 7),
+        train=3000,
+        validation=1000,
+        layers=(10, 32, 32, 1),
+        evaluations=100,
+        steps=10,
+        rates=(1e-4, 1),
+    ),
+    Workload(
+        name="prices long tails",
+        data=prices(10, 0.4, True, 8),
+        train=1500,
+        validation=500,
+        layers=(10, 48, 1),
+        batch=16,
+        evaluations=250,
+        steps=5,
+        rates=(1e-4, 1),
+    ),
+    Workload(
+        name="parity",
+        data=parity(12, 3),
+        train=4000,
+        validation=1000,
+        layers=(12, 48, 2),
+        evaluations=120,
+        steps=12,
+        rates=(1e-3, 10),
+    ),
+    Workload(
+        name="parity deep",
+        data=parity(8, 4),
+        train=4000,
+        validation=1000,
+        layers=(8, 24, 24, 2),
+        activation=torch.tanh,
+        evaluations=150,
+        steps=8,
+        rates=(1e-3, 10),
+    ),
 )
 
 
@@ -377,10 +530,7 @@ def teaching_workloads(rng: random.Random) -> list[Workload]:
 
 def labelled(row: Row) -> Row:
     """Say by the large held-out set whether a run overfits; `unclear` where an expert would not say."""
-    true = row.pop("true_loss")
-    train = row["train_loss"]
-    assert isinstance(true, list)
-    assert isinstance(train, list)
+    true, train = row.pop("true_loss"), row["train_loss"]
     if None in true or None in train:
         return {**row, "label": "unclear"}
     best = min(true)
@@ -400,12 +550,13 @@ def main() -> None:
     with gzip.open(options.out, "wt", encoding="utf-8") as lines:
         for workload in SEARCH:
             for seed in range(options.seeds):
-                settings = drawn_settings(workload, options.settings, random.Random(f"{workload.name}/{seed}"))  # noqa: S311
-                for row in train(workload, settings, seed):
+                rng = random.Random(f"{workload.name}/{seed}")  # noqa: S311
+                for row in train(workload, drawn_settings(workload, options.settings, rng), seed):
                     lines.write(json.dumps({"kind": "search", **row}) + "\n")
             print(f"{time.perf_counter() - clock:5.0f} s: {workload.name}", flush=True)
         for workload in teaching_workloads(random.Random(0)):  # noqa: S311
-            for row in train(workload, teaching_settings(8, random.Random(workload.name)), 0):  # noqa: S311
+            rng = random.Random(workload.name)  # noqa: S311
+            for row in train(workload, teaching_settings(8, rng), 0):
                 lines.write(json.dumps({"kind": "teaching", **labelled(row)}) + "\n")
         print(f"{time.perf_counter() - clock:5.0f} s: teaching runs")
 
