@@ -1,8 +1,9 @@
 """What a stop saves and what it harms, on really trained runs: ``python benchmarks/stopping.py RUNS.jsonl.gz``.
 
 `real_runs.py` trains them. Of the runs of a search over optimizers each workload has a target: the lowest validation
-loss that 12.5 % (or 30 %) of its runs reach. A stop harms a run that reaches it later; it saves the evaluations after it
-of a run that never does. Harm is told by all runs, savings by all evaluations of the runs that never reach the target.
+loss that 12.5 % (or 30 %) of its runs reach. A stop harms a run that would have reached it later; it saves the
+evaluations after it of a run that never does. Harm is told by all runs, savings by all evaluations of the runs that
+never reach the target.
 
 Of the teaching runs, labelled by a large held-out set, the table is that of `diagnosis.py`.
 """
