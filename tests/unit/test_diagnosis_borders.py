@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_steady_rise_in_a_few_epochs_counts_from_twenty_percent(rise: float, e
     assert verdict(DECAY[:5], [1.0, 0.5, 0.44, 0.44 + rise / 2, 0.44 + rise]) is expected
 
 
-@pytest.mark.parametrize(("fall", "overfits"), [(0.005, False), (0.02, True)])
+@pytest.mark.parametrize(("fall", "overfits"), [(0.008, False), (0.012, True)])
 def test_train_loss_must_fall_for_overfitting(fall: float, overfits: bool) -> None:
     # Yardstick of train loss 0.5, two percent of it 0.01.
     train = [*(1 - 0.05 * epoch for epoch in range(10)), *(0.5 - fall * epoch / 29 for epoch in range(30))]
@@ -68,6 +69,34 @@ def test_the_first_epochs_may_rise_by_half(rise: float, diverges: bool) -> None:
     train = [1 + rise * min(epoch / 5, 1) for epoch in range(8)]
 
     assert (verdict(train, train) is Verdict.DIVERGING) is diverges
+
+
+def test_train_loss_that_comes_apart_is_diverging_whatever_validation_loss_does() -> None:
+    train = [1 - 0.08 * epoch for epoch in range(10)] + [0.2 + 0.07 * epoch for epoch in range(1, 21)]
+
+    assert verdict(train, [1 - 0.03 * epoch for epoch in range(30)]) is Verdict.DIVERGING
+
+
+@pytest.mark.parametrize(("back_to", "diverges"), [(1.2, False), (1.7, True)])
+def test_a_loss_that_has_come_half_way_back_diverges_no_more(back_to: float, diverges: bool) -> None:
+    # From 0.2 up to 3, of which smoothing leaves some 2.6: half of the way back is 1.4.
+    fall, rise = [1 - 0.08 * epoch for epoch in range(11)], [0.2 + 2.8 * epoch / 5 for epoch in range(1, 6)]
+    back = [3 - (3 - back_to) * epoch / 5 for epoch in range(1, 6)]
+    losses = [*fall, *rise, *back, *[back_to] * 6]
+
+    assert (verdict(losses, losses) is Verdict.DIVERGING) is diverges
+
+
+@pytest.mark.parametrize(("step", "seen"), [(0.15, 0), (0.45, 20)])
+def test_a_step_up_is_seen_by_its_height(step: float, seen: int) -> None:
+    train = [0.9**epoch for epoch in range(40)]
+
+    def overfits(seed: int) -> bool:
+        rng = random.Random(seed)
+        clean = [1 - 0.03 * epoch for epoch in range(20)] + [0.43 + step] * 20
+        return verdict(train, [loss + rng.gauss(0, 0.03) for loss in clean]) is Verdict.OVERFITTING
+
+    assert sum(overfits(seed) for seed in range(20)) == seen
 
 
 def test_the_first_epochs_end_at_the_tenth() -> None:
@@ -108,7 +137,16 @@ def test_a_sixth_of_the_later_epochs_must_jump(epochs: int, jumps: int, expected
     assert verdict(losses, losses) is expected
 
 
-@pytest.mark.parametrize(("size", "expected"), [(0.04, Verdict.GOOD_FIT), (0.2, Verdict.UNSTABLE)])
+@pytest.mark.parametrize(("jumps", "expected"), [(7, Verdict.GOOD_FIT), (8, Verdict.UNSTABLE)])
+def test_in_a_long_run_fifteen_percent_of_the_later_epochs_must_jump(jumps: int, expected: Verdict) -> None:
+    losses = [0.2 + 0.8 * math.exp(-epoch / 3) for epoch in range(100)]
+    for index in range(jumps):
+        losses[51 + 2 * index + index // 3] += 0.25
+
+    assert verdict(losses, losses) is expected
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0.07, Verdict.GOOD_FIT), (0.1, Verdict.UNSTABLE)])
 def test_a_jump_is_a_fifth_of_the_yardstick(size: float, expected: Verdict) -> None:
     # Level 0.2 and 0.8 learned: the yardstick is 0.4, a fifth of it 0.08.
     losses = [0.2 + 0.8 * math.exp(-epoch / 3) + size * (epoch % 2) for epoch in range(40)]
@@ -135,7 +173,7 @@ def test_what_is_left_tells_good_fit_plateau_and_underfitting(left: float, expec
     assert verdict(losses, losses) is expected
 
 
-@pytest.mark.parametrize(("pace", "expected"), [(1.5, Verdict.SLOW_CONVERGENCE), (6.0, Verdict.UNDERFITTING)])
+@pytest.mark.parametrize(("pace", "expected"), [(2.5, Verdict.SLOW_CONVERGENCE), (3.5, Verdict.UNDERFITTING)])
 def test_a_high_loss_that_still_falls_is_slow_and_one_at_rest_underfits(
     pace: float, expected: Verdict
 ) -> None:
