@@ -235,6 +235,15 @@ def test_after_its_last_rescue_a_run_that_diverges_has_failed() -> None:
     assert "It has been rescued 1 times (policy.max_interventions: 1)" in given_up.reason
 
 
+def test_a_rescue_goes_before_early_stopping() -> None:
+    for policy in ({"diverging": "rescue"}, {"diverging": "observe"}):
+        decisions = Decisions(spec(**policy, early_stopping={"patience": 1}), ())
+        for record in curve([*FALLS, math.nan]):
+            decisions.take(record)
+
+        assert (decisions.ending(Control.CONTINUE) is None) is (policy["diverging"] == "rescue")
+
+
 def test_patience_begins_anew_after_a_rescue() -> None:
     decisions = Decisions(spec(diverging="rescue", early_stopping={"patience": 6}), ())
     records = curve(FALLS + BLOWS_UP[:4])

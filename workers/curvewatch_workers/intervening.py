@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
-from curvewatch_workers.contract import PolicySpec
+from curvewatch_workers.contract import Outcome, PolicySpec
 from curvewatch_workers.decisions import Ending
 from curvewatch_workers.errors import DamagedCheckpointError
 from curvewatch_workers.group import Group
@@ -60,8 +60,8 @@ class Interventions:
 
         Args:
             action: The answer; None when there is none.
-            ending: How the run ends with this epoch, None when it goes on: what would change its training is then left
-                out.
+            ending: How the run ends with this epoch, None when it goes on. What would change its training is left out
+                where another reason than the verdict ends it for good.
 
         Returns:
             The epoch whose weights are back, 0 for the initial ones; None when nothing was put back.
@@ -69,7 +69,7 @@ class Interventions:
         Raises:
             CheckpointError: A checkpoint has another format, or holds what cannot be loaded.
         """
-        if action is None or (ending is not None and not ending.by_verdict and not action.observed):
+        if action is None or not (action.observed or _leaves_room(ending)):
             return None
         self._tell("policy_observed" if action.observed else f"policy_{action.deed}", action.message)
         if not action.observed and action.deed == "reduce_lr":
@@ -143,6 +143,14 @@ class Interventions:
     def _groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = self._task.optimizer.param_groups
         return groups
+
+
+def _leaves_room(ending: Ending | None) -> bool:
+    """Tell whether what the policy answers is done in an epoch that ends a run like this.
+
+    A paused run goes on from its checkpoint, and takes what was decided before for done.
+    """
+    return ending is None or ending.by_verdict or ending.outcome is Outcome.PAUSED
 
 
 def _multiply(entries: dict[str, Any], names: tuple[str, ...], factor: float) -> None:
