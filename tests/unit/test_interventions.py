@@ -24,10 +24,12 @@ from torch.utils.data import TensorDataset
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
 from curvewatch_workers.contract import Control, EpochFinished, EpochRecord, JobSpec, Outcome, WorkerEvent
 from curvewatch_workers.decisions import Ending
+from curvewatch_workers.diagnosis import Verdict
 from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.intervening import Interventions
 from curvewatch_workers.keeping import MARKER, score_in
 from curvewatch_workers.loop import Trainer
+from curvewatch_workers.policy import Action
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import RecordingReporter
 from engine_support import make_spec, make_task
@@ -435,6 +437,57 @@ def test_a_schedule_goes_on_as_it_would_with_lower_rates(name: str, lowered_at: 
 
     assert lowered[:lowered_at] == plain[:lowered_at]
     assert lowered[lowered_at:] == pytest.approx([0.25 * rate for rate in plain[lowered_at:]], rel=1e-6)
+
+
+def answering(task: TrainingTask, folder: Path) -> Interventions:
+    return Interventions(
+        policy=spec().policy,
+        task=task,
+        model=task.model,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        group=SoloGroup(),
+        checkpoints=FolderCheckpoints(folder, rank=0, keep=1),
+        tell=lambda _reason, _message: None,
+    )
+
+
+def take_steps(task: TrainingTask, number: int) -> None:
+    for _ in range(number):
+        task.optimizer.zero_grad()
+        task.model(torch.ones(2, 4)).sum().backward()
+        task.optimizer.step()
+        if task.scheduler is not None:
+            task.scheduler.step()
+
+
+TO_THE_START = Action(deed="rescue", observed=False, verdict=Verdict.NOT_FINITE, epoch=1, message="It fails.")
+
+
+def test_every_rescue_to_the_start_finds_the_optimizer_as_it_was(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    # It has its state from the beginning, and adds to it in place.
+    task = regression(model=model, optimizer=torch.optim.Adagrad(model.parameters(), lr=0.1), scheduler=None)
+    interventions = answering(task, tmp_path)
+
+    for _ in range(2):
+        take_steps(task, 2)
+        assert interventions.act(TO_THE_START, None) == 0
+        for state in task.optimizer.state.values():
+            assert float(state["step"]) == 0
+            assert torch.equal(state["sum"], torch.zeros_like(state["sum"]))
+
+
+def test_a_rescue_leaves_a_momentum_where_the_schedule_has_it(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    task = regression(model=model, optimizer=optimizer, scheduler=OneCycleLR(optimizer, 0.1, total_steps=20))
+    interventions = answering(task, tmp_path)
+    take_steps(task, 5)
+    momentum = optimizer.param_groups[0]["momentum"]
+
+    interventions.act(TO_THE_START, None)
+
+    assert optimizer.param_groups[0]["momentum"] == momentum < 0.95
 
 
 def test_a_schedule_that_waits_for_a_plateau_may_go_below_its_floor(tmp_path: Path) -> None:

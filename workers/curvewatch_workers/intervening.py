@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from curvewatch_workers.task import TrainingTask
 
 _OF_GROUPS: Final = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 """Entries of a parameter group that are learning rates: the optimizer's, and those of torch's schedules."""
+_SCHEDULED: Final = (*_OF_GROUPS, "momentum", "betas")
+"""Entries of a parameter group that a schedule sets."""
 _OF_SCHEDULES: Final = ("base_lrs", "max_lrs", "min_lrs", "eta_min", "_last_lr")
 """Attributes of torch's schedules that are learning rates."""
 
@@ -89,14 +92,14 @@ class Interventions:
 
     def _put_back(self, snapshot: Snapshot) -> None:
         """Put a state back with a lower learning rate; the schedule stays where it is in the run."""
-        rates: list[dict[str, Any]] = [
-            {name: group[name] for name in _OF_GROUPS if name in group} for group in self._groups
+        scheduled: list[dict[str, Any]] = [
+            {name: group[name] for name in _SCHEDULED if name in group} for group in self._groups
         ]
         restore(replace(snapshot, scheduler=None), self._task, self._model, self._scaler)
         if not snapshot.epoch:
             # Rank 0's are everybody's.
             share_weights(self._model, self._group)
-        for group, known in zip(self._groups, rates, strict=True):
+        for group, known in zip(self._groups, scheduled, strict=True):
             group.update(known)
         self._lower_learning_rate()
 
@@ -124,7 +127,8 @@ class Interventions:
             if self._initial is None:
                 raise ValueError("the policy of this job has no rescue")
             own = self._initial.model or self._model.state_dict()
-            found = replace(self._initial, model=own)
+            # A copy: an optimizer may go on with the very tensors that it is given.
+            found = replace(self._initial, model=own, optimizer=deepcopy(self._initial.optimizer))
         return found, damages
 
     def _state_now(self, *, model: bool) -> Snapshot:
