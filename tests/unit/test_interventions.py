@@ -24,10 +24,12 @@ from torch.utils.data import TensorDataset
 from curvewatch_workers.checkpoint import FolderCheckpoints, Snapshot
 from curvewatch_workers.contract import Control, EpochFinished, EpochRecord, JobSpec, Outcome, WorkerEvent
 from curvewatch_workers.decisions import Ending
+from curvewatch_workers.diagnosis import Verdict
 from curvewatch_workers.group import SoloGroup
 from curvewatch_workers.intervening import Interventions
 from curvewatch_workers.keeping import MARKER, score_in
 from curvewatch_workers.loop import Trainer
+from curvewatch_workers.policy import Action
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import RecordingReporter
 from engine_support import make_spec, make_task
@@ -71,8 +73,14 @@ def spec(epochs: int = 20, *, batch: int = SAMPLES, keep: int = 2, **policy: Any
 class Run:
     """A run in this process, and what it told."""
 
-    def __init__(self, job: JobSpec, task: TrainingTask, folder: Path) -> None:
-        reporter = RecordingReporter()
+    def __init__(
+        self, job: JobSpec, task: TrainingTask, folder: Path, *, pause_after: int | None = None
+    ) -> None:
+        class Pausing(RecordingReporter):
+            def control(self) -> Control:
+                return Control.PAUSE if len(self.records) + 1 == pause_after else Control.CONTINUE
+
+        reporter = Pausing()
         self.trainer = Trainer(
             run_id="toy",
             attempt=1,
@@ -320,25 +328,23 @@ def test_the_users_stop_in_the_same_epoch_is_the_users(tmp_path: Path) -> None:
     assert not [one for one in reporter.messages if isinstance(one, WorkerEvent)]
 
 
-def test_a_plateau_lowers_the_learning_rate_and_a_resume_knows_it(tmp_path: Path) -> None:
-    def task() -> TrainingTask:
-        # Nothing is to be learned but the mean, so that the losses rest from the start, at a level that is not low.
-        torch.manual_seed(0)
-        model = nn.Linear(4, 1)
-        generator = torch.Generator().manual_seed(1)
-        inputs, targets = (
-            torch.randn(64, 4, generator=generator),
-            torch.randn(64, 1, generator=generator) + 0.7,
-        )
-        both = TensorDataset(inputs, targets)
-        return TrainingTask(
-            model=model,
-            train=both,
-            validation=both,
-            loss=nn.MSELoss(),
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.2),
-        )
-
+def resting() -> tuple[JobSpec, TrainingTask]:
+    # Nothing is to be learned but the mean, so that the losses rest from the start, at a level that is not low.
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    generator = torch.Generator().manual_seed(1)
+    inputs, targets = (
+        torch.randn(64, 4, generator=generator),
+        torch.randn(64, 1, generator=generator) + 0.7,
+    )
+    both = TensorDataset(inputs, targets)
+    task = TrainingTask(
+        model=model,
+        train=both,
+        validation=both,
+        loss=nn.MSELoss(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.2),
+    )
     job = make_spec(
         epochs=40,
         global_batch_size=64,
@@ -346,18 +352,45 @@ def test_a_plateau_lowers_the_learning_rate_and_a_resume_knows_it(tmp_path: Path
         checkpoints={"min_interval_seconds": 0},
         monitoring={"patience_epochs": 5},
     )
-    run = Run(job, task(), tmp_path / "whole")
+    return job, task
+
+
+def test_a_plateau_lowers_the_learning_rate_and_a_resume_knows_it(tmp_path: Path) -> None:
+    run = Run(*resting(), tmp_path / "whole")
     rates = [record.learning_rate for record in run.records]
     reduced_at = sum(rate > 0.1 for rate in rates)
 
     assert run.reasons == ["policy_reduce_lr"]
     assert rates == pytest.approx([0.2] * reduced_at + [0.02] * (40 - reduced_at))
 
-    part = Interrupted(job, task(), tmp_path / "part", after=reduced_at)
-    rest = Run(job, task(), tmp_path / "part")
+    part = Interrupted(*resting(), tmp_path / "part", after=reduced_at)
+    rest = Run(*resting(), tmp_path / "part")
     assert part.epochs == reduced_at
     assert [record.learning_rate for record in rest.records] == rates
     assert rest.reasons == []
+
+
+@pytest.mark.parametrize("of", ["plateau", "diverging"])
+def test_a_pause_in_the_same_epoch_loses_nothing_of_what_the_policy_did(of: str, tmp_path: Path) -> None:
+    def run(folder: str, *, pause_after: int | None = None) -> Run:
+        job, task = resting() if of == "plateau" else (spec(), regression())
+        return Run(job, task, tmp_path / folder, pause_after=pause_after)
+
+    whole = run("whole")
+    rates = [record.learning_rate for record in whole.records]
+    acted_at = next(
+        record.epoch - 1
+        for record in whole.records
+        if (record.learning_rate < rates[0] if of == "plateau" else record.rolled_back_to is not None)
+    )
+    first = run("part", pause_after=acted_at)
+    rest = run("part")
+
+    assert first.ending.outcome is Outcome.PAUSED
+    assert first.reasons == whole.reasons
+    assert rest.reasons == []
+    assert losses(rest.records) == losses(whole.records)
+    assert [record.learning_rate for record in rest.records] == rates
 
 
 SCHEDULES: dict[str, Any] = {
@@ -404,6 +437,57 @@ def test_a_schedule_goes_on_as_it_would_with_lower_rates(name: str, lowered_at: 
 
     assert lowered[:lowered_at] == plain[:lowered_at]
     assert lowered[lowered_at:] == pytest.approx([0.25 * rate for rate in plain[lowered_at:]], rel=1e-6)
+
+
+def answering(task: TrainingTask, folder: Path) -> Interventions:
+    return Interventions(
+        policy=spec().policy,
+        task=task,
+        model=task.model,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        group=SoloGroup(),
+        checkpoints=FolderCheckpoints(folder, rank=0, keep=1),
+        tell=lambda _reason, _message: None,
+    )
+
+
+def take_steps(task: TrainingTask, number: int) -> None:
+    for _ in range(number):
+        task.optimizer.zero_grad()
+        task.model(torch.ones(2, 4)).sum().backward()
+        task.optimizer.step()
+        if task.scheduler is not None:
+            task.scheduler.step()
+
+
+TO_THE_START = Action(deed="rescue", observed=False, verdict=Verdict.NOT_FINITE, epoch=1, message="It fails.")
+
+
+def test_every_rescue_to_the_start_finds_the_optimizer_as_it_was(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    # It has its state from the beginning, and adds to it in place.
+    task = regression(model=model, optimizer=torch.optim.Adagrad(model.parameters(), lr=0.1), scheduler=None)
+    interventions = answering(task, tmp_path)
+
+    for _ in range(2):
+        take_steps(task, 2)
+        assert interventions.act(TO_THE_START, None) == 0
+        for state in task.optimizer.state.values():
+            assert float(state["step"]) == 0
+            assert torch.equal(state["sum"], torch.zeros_like(state["sum"]))
+
+
+def test_a_rescue_leaves_a_momentum_where_the_schedule_has_it(tmp_path: Path) -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    task = regression(model=model, optimizer=optimizer, scheduler=OneCycleLR(optimizer, 0.1, total_steps=20))
+    interventions = answering(task, tmp_path)
+    take_steps(task, 5)
+    momentum = optimizer.param_groups[0]["momentum"]
+
+    interventions.act(TO_THE_START, None)
+
+    assert optimizer.param_groups[0]["momentum"] == momentum < 0.95
 
 
 def test_a_schedule_that_waits_for_a_plateau_may_go_below_its_floor(tmp_path: Path) -> None:

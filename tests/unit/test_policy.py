@@ -167,6 +167,36 @@ def test_a_loss_that_is_nan_is_answered_at_once(before: list[float], good: int) 
     assert ("the initial weights" in told[0].message) is (good == 0)
 
 
+@pytest.mark.parametrize("rise", [[2e38], [9.0, 2e38], [0.9]])
+def test_no_epoch_that_has_risen_is_a_place_to_go_back_to_where_the_loss_becomes_nan(
+    rise: list[float],
+) -> None:
+    told = answers(spec(diverging="rescue"), curve([*FALLS, *rise, math.nan]))
+
+    assert told[-1].verdict is Verdict.NOT_FINITE
+    assert told[-1].good_epochs == set(range(1, 9))
+
+
+def test_an_epoch_that_is_a_little_worse_than_the_best_is_a_place_to_go_back_to() -> None:
+    told = answers(spec(diverging="rescue"), curve([*FALLS, 0.45, math.nan]))
+
+    assert told[0].good_epochs == set(range(1, 10))
+
+
+def test_no_epoch_that_has_risen_is_a_place_to_go_back_to_where_its_train_loss_was_the_lowest() -> None:
+    # Train loss is measured before the last steps of an epoch, validation loss after them.
+    records = [
+        make_record(epoch=epoch, train_loss=train, validation_loss=validation)
+        for epoch, (train, validation) in enumerate(
+            zip([*FALLS, 0.4, 3.0, 9.0, 30.0], [*FALLS, 3.0, 9.0, 30.0, 90.0], strict=True), 1
+        )
+    ]
+    told = answers(spec(diverging="rescue"), records)
+
+    assert told
+    assert [action.good_epochs for action in told] == [set(range(1, 9))] * len(told)
+
+
 def test_a_few_samples_without_a_finite_loss_are_no_reason_for_a_rescue() -> None:
     records = curve(FALLS)
     spoilt = records[4].validation.model_copy(update={"nonfinite_samples": 1, "samples_seen": 101})
@@ -203,6 +233,15 @@ def test_after_its_last_rescue_a_run_that_diverges_has_failed() -> None:
     given_up = next(ending for ending in endings if ending is not None)
     assert given_up.outcome is Outcome.FAILED
     assert "It has been rescued 1 times (policy.max_interventions: 1)" in given_up.reason
+
+
+def test_a_rescue_goes_before_early_stopping() -> None:
+    for policy in ({"diverging": "rescue"}, {"diverging": "observe"}):
+        decisions = Decisions(spec(**policy, early_stopping={"patience": 1}), ())
+        for record in curve([*FALLS, math.nan]):
+            decisions.take(record)
+
+        assert (decisions.ending(Control.CONTINUE) is None) is (policy["diverging"] == "rescue")
 
 
 def test_patience_begins_anew_after_a_rescue() -> None:

@@ -302,13 +302,15 @@ def test_targets_that_are_part_of_something_large_do_not_keep_it_in_memory(width
     assert (memory() is not None) is alive
 
 
-def test_outputs_whose_memory_is_used_again_are_summed_before_it_is() -> None:
-    # A view of a parameter, which the optimizer changes, or a tensor of the model's own that each call fills.
+@pytest.mark.parametrize("buffers", [1, 2, 3])
+def test_outputs_whose_memory_is_used_again_are_summed_before_it_is(buffers: int) -> None:
+    # A view of a parameter, which the optimizer changes, or tensors of the model's own that calls fill in turn.
     loss, metrics = Loss(nn.CrossEntropyLoss()), (as_sum_metric(Accuracy()),)
     (totals, sums), (left, left_sums), (alone, truth) = (new(loss, metrics) for _ in range(3))
-    memory, targets = torch.zeros(3), torch.tensor([0, 1, 2, 2])
+    memories = [torch.zeros(3) for _ in range(buffers)]
     for step in range(20):
-        memory.copy_(torch.eye(3)[step % 3])
+        targets = torch.tensor([0, 1, 2, 2])
+        memory = memories[step % buffers].copy_(torch.rand(3))
         outputs = memory.expand(4, 3)
         alone.add(loss(outputs, targets), outputs, targets)
         alone.flush()
@@ -321,12 +323,14 @@ def test_outputs_whose_memory_is_used_again_are_summed_before_it_is() -> None:
     assert left_sums.tolist() == pytest.approx(truth.tolist(), rel=1e-12)
 
 
-def test_targets_whose_memory_is_used_again_are_summed_before_it_is() -> None:
+@pytest.mark.parametrize("buffers", [1, 2, 3])
+def test_targets_whose_memory_is_used_again_are_summed_before_it_is(buffers: int) -> None:
     loss, metrics = Loss(nn.CrossEntropyLoss()), (as_sum_metric(Accuracy()),)
     totals, sums = new(loss, metrics)
-    targets = torch.zeros(4, dtype=torch.long)
+    memories = [torch.zeros(4, dtype=torch.long) for _ in range(buffers)]
     for step in range(6):
-        outputs = torch.eye(3)[targets.fill_(step % 3)]
+        targets = memories[step % buffers].fill_(step // buffers % 3)
+        outputs = torch.eye(3)[targets]
         totals.add(loss(outputs, targets), outputs, targets)
     totals.flush()
 

@@ -227,7 +227,7 @@ def ending_after(
     of_verdict = _ending_by(action)
     if of_verdict is not None:
         return of_verdict
-    if waited is not None:
+    if waited is not None and not _goes_back(action):
         early_stopping = spec.policy.early_stopping
         return Ending(
             outcome=Outcome.SUCCEEDED,
@@ -263,6 +263,11 @@ def _ending_by(action: Action | None) -> Ending | None:
             by_verdict=True,
         )
     return None
+
+
+def _goes_back(action: Action | None) -> bool:
+    """Tell whether a rescue undoes what early stopping has waited through."""
+    return action is not None and action.deed == "rescue" and not action.observed
 
 
 def _spent_budget(records: Sequence[EpochRecord], spec: JobSpec) -> str | None:

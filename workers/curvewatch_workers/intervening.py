@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from curvewatch_workers.checkpoint import Checkpoints, Snapshot
-from curvewatch_workers.contract import PolicySpec
+from curvewatch_workers.contract import Outcome, PolicySpec
 from curvewatch_workers.decisions import Ending
 from curvewatch_workers.errors import DamagedCheckpointError
 from curvewatch_workers.group import Group
@@ -22,6 +23,8 @@ from curvewatch_workers.task import TrainingTask
 
 _OF_GROUPS: Final = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 """Entries of a parameter group that are learning rates: the optimizer's, and those of torch's schedules."""
+_SCHEDULED: Final = (*_OF_GROUPS, "momentum", "betas")
+"""Entries of a parameter group that a schedule sets."""
 _OF_SCHEDULES: Final = ("base_lrs", "max_lrs", "min_lrs", "eta_min", "_last_lr")
 """Attributes of torch's schedules that are learning rates."""
 
@@ -60,8 +63,8 @@ class Interventions:
 
         Args:
             action: The answer; None when there is none.
-            ending: How the run ends with this epoch, None when it goes on: what would change its training is then left
-                out.
+            ending: How the run ends with this epoch, None when it goes on. What would change its training is left out
+                where another reason than the verdict ends it for good.
 
         Returns:
             The epoch whose weights are back, 0 for the initial ones; None when nothing was put back.
@@ -69,7 +72,7 @@ class Interventions:
         Raises:
             CheckpointError: A checkpoint has another format, or holds what cannot be loaded.
         """
-        if action is None or (ending is not None and not ending.by_verdict and not action.observed):
+        if action is None or not (action.observed or _leaves_room(ending)):
             return None
         self._tell("policy_observed" if action.observed else f"policy_{action.deed}", action.message)
         if not action.observed and action.deed == "reduce_lr":
@@ -89,14 +92,14 @@ class Interventions:
 
     def _put_back(self, snapshot: Snapshot) -> None:
         """Put a state back with a lower learning rate; the schedule stays where it is in the run."""
-        rates: list[dict[str, Any]] = [
-            {name: group[name] for name in _OF_GROUPS if name in group} for group in self._groups
+        scheduled: list[dict[str, Any]] = [
+            {name: group[name] for name in _SCHEDULED if name in group} for group in self._groups
         ]
         restore(replace(snapshot, scheduler=None), self._task, self._model, self._scaler)
         if not snapshot.epoch:
             # Rank 0's are everybody's.
             share_weights(self._model, self._group)
-        for group, known in zip(self._groups, rates, strict=True):
+        for group, known in zip(self._groups, scheduled, strict=True):
             group.update(known)
         self._lower_learning_rate()
 
@@ -124,7 +127,8 @@ class Interventions:
             if self._initial is None:
                 raise ValueError("the policy of this job has no rescue")
             own = self._initial.model or self._model.state_dict()
-            found = replace(self._initial, model=own)
+            # A copy: an optimizer may go on with the very tensors that it is given.
+            found = replace(self._initial, model=own, optimizer=deepcopy(self._initial.optimizer))
         return found, damages
 
     def _state_now(self, *, model: bool) -> Snapshot:
@@ -143,6 +147,14 @@ class Interventions:
     def _groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = self._task.optimizer.param_groups
         return groups
+
+
+def _leaves_room(ending: Ending | None) -> bool:
+    """Tell whether what the policy answers is done in an epoch that ends a run like this.
+
+    A paused run goes on from its checkpoint, and takes what was decided before for done.
+    """
+    return ending is None or ending.by_verdict or ending.outcome is Outcome.PAUSED
 
 
 def _multiply(entries: dict[str, Any], names: tuple[str, ...], factor: float) -> None:

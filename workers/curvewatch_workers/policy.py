@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from curvewatch_workers.contract import EpochRecord, JobSpec, standing
 from curvewatch_workers.diagnosis import Diagnosis, OnlineDiagnosis, Verdict
+from curvewatch_workers.diagnosis.rising import BLOW_UP
 
 Trouble = Literal["overfitting", "diverging", "plateau"]
 Deed = Literal["stop", "rescue", "reduce_lr", "give_up"]
@@ -104,7 +106,7 @@ class VerdictPolicy:
         seen = diagnosis.evidence[0].epochs[0]
         back = seen - 1 if diagnosis.verdict is Verdict.NOT_FINITE else seen
         # Without those that an earlier rescue undid.
-        good = [record.epoch for record in standing(self._records)[:back]]
+        good = [record.epoch for record in _without_rise(standing(self._records)[:back])]
         where = f"the last checkpoint up to epoch {good[-1]}" if good else "the initial weights"
         message = (
             f"{diagnosis.summary} It goes back to {where}, with {self._policy.learning_rate_factor:g} of its "
@@ -158,6 +160,17 @@ class VerdictPolicy:
             message=f"Epoch {record.epoch}: {message}",
             good_epochs=good_epochs,
         )
+
+
+def _without_rise(records: list[EpochRecord]) -> list[EpochRecord]:
+    """Return epochs up to the last one whose validation loss had not risen yet as far as that of a run that diverges.
+
+    A loss that becomes NaN has often blown up for some epochs before that: from their weights nobody can go on.
+    """
+    losses = [record.validation.loss for record in records]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    bar = min(finite) + BLOW_UP * (finite[0] - min(finite)) if finite else -math.inf
+    return records[: max((place for place, loss in enumerate(losses, 1) if loss <= bar), default=0)]
 
 
 def _add(online: OnlineDiagnosis, record: EpochRecord) -> None:

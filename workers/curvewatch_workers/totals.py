@@ -36,8 +36,8 @@ class Totals:
 
     Small batches are kept and summed many at a time: there a kernel's launch costs more than its work, and the
     sums are the same. So is the loss, where nobody needs it before. Of what is kept only the first is copied, and
-    nothing is read: what comes in memory that the batch before had (a view of a parameter, a tensor that the model
-    fills in each call) is summed at once.
+    nothing is read: as soon as a batch comes in memory that the first one had (a view of a parameter, tensors that the
+    model fills in turn), what is kept is summed.
 
     Args:
         loss: The loss that is summed.
@@ -68,7 +68,7 @@ class Totals:
         self._room = 0
         self._tried: set[object] = set()
         self._first: tuple[Tensor, Tensor] | None = None
-        """Outputs and targets of the one batch that is kept, as they came."""
+        """Outputs and targets of the first batch that is kept, as they came."""
 
     @classmethod
     def slots(cls, metrics: tuple[SumMetric, ...]) -> int:
@@ -122,15 +122,14 @@ class Totals:
     def _keep(self, outputs: Tensor, targets: Tensor) -> None:
         kept, first = self._kept, not self._kept.targets
         if first and self._room > 1:
-            # Copies: the next batch may come in the same memory. Held until then, this one has its memory still.
+            # Copies: a later batch may come in the same memory, the next one or, of buffers that are filled in turn,
+            # the one after all the others. Held until the flush, so that no new tensor is given this memory.
             self._first = outputs, targets
             outputs, targets = outputs.clone(), targets.clone()
             kept.losses[:] = map(torch.clone, kept.losses)
             kept.weights[:] = map(torch.clone, kept.weights)
-        elif self._first is not None:
-            if any(map(_share_memory, self._first, (outputs, targets))):
-                self._room = 0
-            self._first = None
+        elif self._first is not None and any(map(_share_memory, self._first, (outputs, targets))):
+            self._room = 0
         kept.outputs.append(outputs)
         kept.targets.append(targets)
         if len(kept.targets) >= self._room:
