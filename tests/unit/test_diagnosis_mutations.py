@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import pytest
-import test_diagnosis_borders
-import test_diagnosis_rules
-import test_diagnosis_stopping
 
 from curvewatch_workers.diagnosis import reading, resting, rising, stopping, trend
 from curvewatch_workers.diagnosis.diagnose import RULES, Rule
@@ -20,7 +19,8 @@ from curvewatch_workers.diagnosis.diagnose import RULES, Rule
 DIAGNOSE = sys.modules["curvewatch_workers.diagnosis.diagnose"]
 """The package has a function of this name."""
 MODULES = [module for name, module in sys.modules.items() if name.startswith("curvewatch_workers.diagnosis")]
-TESTS = (test_diagnosis_borders, test_diagnosis_stopping, test_diagnosis_rules)
+# Beside this file, where pytest finds them and mypy does not.
+TESTS = tuple(importlib.import_module(f"test_diagnosis_{name}") for name in ("borders", "stopping", "rules"))
 
 
 def calls(module: ModuleType) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -38,7 +38,7 @@ def calls(module: ModuleType) -> Iterator[tuple[str, Callable[[], None]]]:
                     else mark.args[0]
                 )
                 given |= zip(names, value if len(names) > 1 else (value,), strict=True)
-            yield f"{name}{given}", lambda test=test, given=given: test(**given)
+            yield f"{name}{given}", partial(test, **given)
 
 
 def first_failure() -> str | None:

@@ -236,12 +236,12 @@ def test_after_its_last_rescue_a_run_that_diverges_has_failed() -> None:
 
 
 def test_a_rescue_goes_before_early_stopping() -> None:
-    for policy in ({"diverging": "rescue"}, {"diverging": "observe"}):
-        decisions = Decisions(spec(**policy, early_stopping={"patience": 1}), ())
+    for diverging in ("rescue", "observe"):
+        decisions = Decisions(spec(diverging=diverging, early_stopping={"patience": 1}), ())
         for record in curve([*FALLS, math.nan]):
             decisions.take(record)
 
-        assert (decisions.ending(Control.CONTINUE) is None) is (policy["diverging"] == "rescue")
+        assert (decisions.ending(Control.CONTINUE) is None) is (diverging == "rescue")
 
 
 def test_patience_begins_anew_after_a_rescue() -> None:
