@@ -354,6 +354,24 @@ def test_online_answers_are_those_of_each_beginning_in_the_order_of_the_curves(
     assert answers == expected
 
 
+@pytest.mark.parametrize("options", [("--online",), ()])
+def test_an_id_is_answered_as_it_was_given(
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "curves.jsonl"
+    ids: list[Any] = [7, "7", "a", {"run": [1, 2]}, 0, None]
+    lines = [json.dumps({"id": one, "train_loss": [1.0, 0.5], "val_loss": [1.0, 0.6]}) for one in ids]
+    path.write_text("\n".join(lines))
+
+    assert run(monkeypatch, path, *options, "--json") == 0
+
+    answered = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
+    assert answered == [*ids[:-1], f"{path}, line 6"]
+
+
 def test_a_curve_reads_the_same_epoch_by_epoch_as_at_once() -> None:
     for verdict in Verdict:
         curve = make_curve(verdict, epochs=130, noise=0.03, seed=3)

@@ -62,7 +62,7 @@ def diagnose(
             print_json(json.dumps(answer)) if as_json else _print_answer(answer)
     elif as_json:
         for one, said in zip(named, described, strict=True):
-            print_json(json.dumps({"id": one.name, **said}))
+            print_json(json.dumps({"id": one.key, **said}))
     else:
         _print(named, described)
 
@@ -152,7 +152,7 @@ def _online_answer(one: NamedCurve) -> dict[str, Any]:
 
     reading = read_curve(one.curve)
     return {
-        "id": one.name,
+        "id": one.key,
         "verdict": str(reading.diagnosis.verdict),
         "best_epoch": summarize(one.curve, window=2).best_epoch,
         "stop_epoch": reading.stop_epoch,

@@ -245,7 +245,8 @@ def _of_fields(fields: Mapping[str, Any], place: str) -> NamedCurve:
     )
     metrics = {} if accuracy is None else {"accuracy": accuracy}
     curve = make_curve(train, validation, metrics, rates or (), place)
-    return NamedCurve(name=str(fields.get("id", place)), curve=curve)
+    given = fields.get("id")
+    return NamedCurve(name=place if given is None else str(given), curve=curve, given_id=given)
 
 
 def _numbers(fields: Mapping[str, Any], name: str, place: str) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from curvewatch_service.errors import CurveFileError
 from curvewatch_workers.diagnosis import Curve
@@ -63,6 +63,13 @@ class NamedCurve:
     """Epochs that lack one of both losses: epochs are counted without them."""
     seconds: tuple[float, ...] = ()
     """Seconds from each epoch's predecessor to its end, NaN for the first; empty where the file does not tell."""
+    given_id: Any = None
+    """What a line gives as `id`, of any type of JSON; None where nothing is given."""
+
+    @property
+    def key(self) -> Any:
+        """What an answer names the curve by: what was given, as it was given, else its name."""
+        return self.name if self.given_id is None else self.given_id
 
 
 @dataclass(frozen=True, kw_only=True)
