@@ -372,6 +372,49 @@ def test_an_id_is_answered_as_it_was_given(
     assert answered == [*ids[:-1], f"{path}, line 6"]
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"lr": 0.1},
+        {"lr": "cosine"},
+        {"history": {"loss": [9.0]}},
+        {"log_history": [1]},
+        {"metrics": {"a": 1}},
+        {"label": "overfitting", "seed": 3, "note": None},
+    ],
+)
+@pytest.mark.parametrize("lines", [1, 2])
+def test_what_else_a_line_holds_is_passed_by(extra: dict[str, Any], lines: int, tmp_path: Path) -> None:
+    path = tmp_path / "curves.jsonl"
+    path.write_text(
+        f"{json.dumps({'id': 'a', 'train_loss': TRAIN, 'val_loss': VALIDATION} | extra)}\n" * lines
+    )
+
+    curves = read_curves(path, Columns())
+
+    assert [one.name for one in curves] == ["a"] * lines
+    for one in curves:
+        require_curve(one, accuracy=False)
+        assert one.curve.learning_rates == ()
+
+
+@pytest.mark.parametrize("options", [("--json",), ("--online", "--json"), ("--online",)])
+def test_epochs_that_are_left_out_are_told_beside_every_kind_of_answer(
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "history.json"
+    path.write_text(json.dumps({"loss": [1.0, None, 0.5], "val_loss": [1.0, 0.8, 0.6]}))
+
+    assert run(monkeypatch, path, *options) == 0
+
+    streams = capsys.readouterr()
+    assert "1 epochs lack one of both losses" in streams.err
+    assert "lack" not in streams.out
+
+
 def test_a_curve_reads_the_same_epoch_by_epoch_as_at_once() -> None:
     for verdict in Verdict:
         curve = make_curve(verdict, epochs=130, noise=0.03, seed=3)

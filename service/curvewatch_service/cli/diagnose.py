@@ -57,6 +57,11 @@ def diagnose(
         from curvewatch_service.curve_report import write_report
 
         write_report(html, list(zip(named, described, strict=True)))
+    if online or as_json:
+        # Beside the answers, which hold nothing but what is promised.
+        for one in named:
+            if one.left_out:
+                _tell(f"{one.name}: {_left_out(one)}")
     if online:
         for answer in _on_all_cores(_online_answer, named):
             print_json(json.dumps(answer)) if as_json else _print_answer(answer)
@@ -160,6 +165,10 @@ def _online_answer(one: NamedCurve) -> dict[str, Any]:
     }
 
 
+def _left_out(one: NamedCurve) -> str:
+    return f"{one.left_out} epochs lack one of both losses and are left out; epochs are counted without them."
+
+
 def _print_answer(answer: dict[str, Any]) -> None:
     raised = ", ".join(f"{verdict} at epoch {epoch}" for verdict, epoch in answer["first"].items() if epoch)
     stop = f"stop after epoch {answer['stop_epoch']}" if answer["stop_epoch"] else "no reason to stop"
@@ -179,9 +188,7 @@ def _print(named: Sequence[NamedCurve], described: Sequence[dict[str, Any]]) -> 
             console.print()
         console.print(one.name)
         if one.left_out:
-            console.print(
-                f"{one.left_out} epochs lack one of both losses and are left out; epochs are counted without them."
-            )
+            console.print(_left_out(one))
         train, validation = (
             list(enumerate(losses, start=1)) for losses in (one.curve.train, one.curve.validation)
         )

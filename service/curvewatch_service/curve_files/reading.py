@@ -240,13 +240,20 @@ def _object(line: str, place: str) -> Mapping[str, Any]:
 
 def _of_fields(fields: Mapping[str, Any], place: str) -> NamedCurve:
     train, validation = (_numbers(fields, name, place) for name in ("train_loss", "val_loss"))
-    accuracy, rates = (
-        None if fields.get(name) is None else _numbers(fields, name, place) for name in ("val_acc", "lr")
-    )
+    accuracy = None if fields.get("val_acc") is None else _numbers(fields, "val_acc", place)
+    # A single rate is a setting of the run, which its schedule may have left at once.
+    rates = _numbers(fields, "lr", place) if isinstance(fields.get("lr"), list) else ()
     metrics = {} if accuracy is None else {"accuracy": accuracy}
-    curve = make_curve(train, validation, metrics, rates or (), place)
+    curve = make_curve(train, validation, metrics, rates, place)
     given = fields.get("id")
     return NamedCurve(name=place if given is None else str(given), curve=curve, given_id=given)
+
+
+def _has_both_lists(document: Any) -> bool:
+    """Tell whether this is a line of its own with a curve, whatever else it holds."""
+    return isinstance(document, dict) and all(
+        isinstance(document.get(name), list) for name in ("train_loss", "val_loss")
+    )
 
 
 def _numbers(fields: Mapping[str, Any], name: str, place: str) -> tuple[float, ...]:
@@ -271,10 +278,12 @@ def _short(value: object) -> str:
 def _of_document(
     path: Path, document: Any, columns: Columns, tell: Callable[[str], None]
 ) -> list[NamedCurve]:
+    place = str(path)
+    if columns == Columns() and _has_both_lists(document):
+        return [_of_fields(document, place)]
     entries = list(mlflow_files.document_entries(document))
     if entries:
         return _of_export(path, mlflow_files.by_run(entries), columns, tell)
-    place = str(path)
     if isinstance(document, dict) and isinstance(document.get("log_history"), list):
         # The last row sums the whole run up.
         document = [
@@ -295,8 +304,7 @@ def _of_columns(place: str, document: Any, columns: Columns) -> NamedCurve:
         document = document["history"]
     if not isinstance(document, dict):
         raise CurveFileError(f"{place} is {_short(document)}, which holds no curve")
-    both = all(isinstance(document.get(name), list) for name in ("train_loss", "val_loss"))
-    if both and columns == Columns():
+    if columns == Columns() and _has_both_lists(document):
         return _of_fields(document, place)
     # pandas writes a column as an object with a key for each row.
     parts = {k: list(v.values()) if isinstance(v, dict) else v for k, v in document.items()}
