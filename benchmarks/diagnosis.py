@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -207,11 +207,16 @@ def read(path: Path) -> Iterator[Labelled]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            losses = [
-                tuple(math.nan if value is None else float(value) for value in row[key])
-                for key in ("train_loss", "val_loss")
-            ]
-            yield Labelled(Curve(train=losses[0], validation=losses[1]), row["label"] == "overfit")
+            yield Labelled(curve_of(row), row["label"] == "overfit")
+
+
+def curve_of(row: dict[str, Any]) -> Curve:
+    """Return the losses of a line, null standing for NaN."""
+    train, validation = (
+        tuple(math.nan if value is None else float(value) for value in row[key])
+        for key in ("train_loss", "val_loss")
+    )
+    return Curve(train=train, validation=validation)
 
 
 def table(title: str, curves: list[Labelled]) -> str:

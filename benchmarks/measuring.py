@@ -57,7 +57,7 @@ def interleaved(timed: Mapping[str, Timed], *, rounds: int, warm_up: int) -> dic
         warm_up: Rounds before them that do not.
     """
     seconds: dict[str, list[float]] = {name: [] for name in timed}
-    shuffle = random.Random(0)  # noqa: S311 - the same order on each rank
+    shuffle = random.Random(0)  # the same order on each rank
     for number in range(warm_up + rounds):
         names = list(timed)
         shuffle.shuffle(names)

@@ -550,12 +550,12 @@ def main() -> None:
     with gzip.open(options.out, "wt", encoding="utf-8") as lines:
         for workload in SEARCH:
             for seed in range(options.seeds):
-                rng = random.Random(f"{workload.name}/{seed}")  # noqa: S311
+                rng = random.Random(f"{workload.name}/{seed}")
                 for row in train(workload, drawn_settings(workload, options.settings, rng), seed):
                     lines.write(json.dumps({"kind": "search", **row}) + "\n")
             print(f"{time.perf_counter() - clock:5.0f} s: {workload.name}", flush=True)
-        for workload in teaching_workloads(random.Random(0)):  # noqa: S311
-            rng = random.Random(workload.name)  # noqa: S311
+        for workload in teaching_workloads(random.Random(0)):
+            rng = random.Random(workload.name)
             for row in train(workload, teaching_settings(8, rng), 0):
                 lines.write(json.dumps({"kind": "teaching", **labelled(row)}) + "\n")
         print(f"{time.perf_counter() - clock:5.0f} s: teaching runs")

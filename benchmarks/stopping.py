@@ -16,23 +16,13 @@ import json
 import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from curvewatch_workers.diagnosis import Curve
-from diagnosis import DETECTORS, Labelled, table
+from diagnosis import DETECTORS, Labelled, curve_of, table
 from measuring import setting
 
 SHARES = (0.125, 0.3)
 """Of a workload's runs, those that reach its target."""
-
-
-def curve_of(row: dict[str, Any]) -> Curve:
-    """Return the losses of a run."""
-    train, validation = (
-        tuple(math.nan if value is None else float(value) for value in row[key])
-        for key in ("train_loss", "val_loss")
-    )
-    return Curve(train=train, validation=validation)
 
 
 def lowest(curve: Curve) -> float:

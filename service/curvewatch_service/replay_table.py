@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from curvewatch_service.printable import printable
-from curvewatch_service.terminal import number, span
+from curvewatch_service.terminal import counted, number, spent
 
-_WORDS = {
+_COLUMNS: Final[tuple[tuple[str, JustifyMethod], ...]] = (
+    ("RUN", "left"),
+    ("EPOCHS", "right"),
+    ("IT WOULD", "left"),
+    ("AFTER", "right"),
+    ("SAVED", "left"),
+    ("COST", "right"),
+)
+_WORDS: Final = {
     None: "nothing",
     "stop": "stop",
     "fail": "end as failed",
@@ -22,15 +31,8 @@ _WORDS = {
 def replay_table(answers: Sequence[dict[str, Any]]) -> Table:
     """Draw one line a run."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for name, justify in (
-        ("RUN", "left"),
-        ("EPOCHS", "right"),
-        ("IT WOULD", "left"),
-        ("AFTER", "right"),
-        ("SAVED", "left"),
-        ("COST", "right"),
-    ):
-        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for name, justify in _COLUMNS:
+        table.add_column(name, justify=justify, overflow="fold")
     for answer in answers:
         saved = answer["savings"]
         table.add_row(
@@ -38,7 +40,7 @@ def replay_table(answers: Sequence[dict[str, Any]]) -> Table:
             str(answer["epochs"]),
             printable(answer["problem"]) if answer["problem"] else _WORDS[answer["deed"]],
             "-" if answer["epoch"] is None else str(answer["epoch"]),
-            _saved(saved) if saved else "-",
+            ", ".join([counted(saved["epochs"], "epoch"), *_spent(saved)]) if saved else "-",
             number(saved["loss"]) if saved and saved["loss"] else "-",
         )
     return table
@@ -51,28 +53,19 @@ def replay_total(answers: Sequence[dict[str, Any]]) -> str:
     changed = sum(answer["deed"] in ("rescue", "reduce_lr") for answer in answers)
     costly = sum(one["loss"] > 0 for one in ended)
     parts = [
-        f"Of {_counted(len(answers), 'run')} it would have ended {len(ended)} early and saved {saved} of "
-        f"{_counted(epochs, 'epoch')}"
+        f"Of {counted(len(answers), 'run')} it would have ended {len(ended)} early and saved {saved} of "
+        f"{counted(epochs, 'epoch')}"
     ]
-    seconds, gpu_hours = (sum(one[name] or 0.0 for one in ended) for name in ("seconds", "gpu_hours"))
-    if seconds:
-        parts.append(f" ({span(seconds)}" + (f", {gpu_hours:.3g} GPU-hours" if gpu_hours else "") + ")")
+    total = {name: sum(one[name] or 0.0 for one in ended) for name in ("seconds", "gpu_hours")}
+    if total["seconds"]:
+        parts.append(f" ({', '.join(_spent(total))})")
     parts.append(
-        f"; {_counted(costly, 'run')} of these found a better validation loss later." if costly else "."
+        f"; {counted(costly, 'run')} of these found a better validation loss later." if costly else "."
     )
     if changed:
-        parts.append(f" What would have come of {_counted(changed, 'intervention')} nobody knows.")
+        parts.append(f" What would have come of {counted(changed, 'intervention')} nobody knows.")
     return "".join(parts)
 
 
-def _saved(savings: dict[str, Any]) -> str:
-    parts = [_counted(savings["epochs"], "epoch")]
-    if savings["seconds"]:
-        parts.append(span(savings["seconds"]))
-    if savings["gpu_hours"]:
-        parts.append(f"{savings['gpu_hours']:.3g} GPU-hours")
-    return ", ".join(parts)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def _spent(saved: Mapping[str, Any]) -> list[str]:
+    return spent(saved["seconds"] or None, saved["gpu_hours"] or None)

@@ -206,11 +206,20 @@ def best_stop(saved: SavingsView) -> str:
     return f"Stopping at the best epoch, {saved.stop_epoch}, would have saved {saved_and_cost(saved)}."
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: `1 epoch`, `8 epochs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def spent(seconds: float | None, gpu_hours: float | None) -> list[str]:
+    """Write time and GPU-hours, where these are known."""
+    parts = [] if seconds is None else [span(seconds)]
+    return parts if gpu_hours is None else [*parts, f"{gpu_hours:.3g} GPU-hours"]
+
+
 def saved_and_cost(saved: SavingsView) -> str:
     """Write what a stop saves and costs: `8 epochs (2 h 10 min, 8.67 GPU-hours) and cost nothing`."""
-    parts = [] if saved.seconds is None else [span(saved.seconds)]
-    parts += [] if saved.gpu_hours is None else [f"{saved.gpu_hours:.3g} GPU-hours"]
-    epochs = f"{saved.epochs} {'epoch' if saved.epochs == 1 else 'epochs'}"
+    parts, epochs = spent(saved.seconds, saved.gpu_hours), counted(saved.epochs, "epoch")
     saves = f"{epochs} ({', '.join(parts)})" if parts else epochs
     loss = _finite(saved.loss)
     if loss is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from curvewatch_workers.testing import FakeGroup, RecordingReporter
 from curvewatch_workers.worker import WorkerEnding, run_worker
 from engine_support import make_spec
 from hook_support import read_file
-from store_support import database_url, new_run
+from own_loop_support import store_of_run, write_loop
 
 RUN = "digits-1"
 pytestmark = pytest.mark.filterwarnings("ignore:.*(bottleneck|isn't supported|TreeSpec|log|is not empty).*")
@@ -66,18 +65,13 @@ def main(folder, framework=None, epochs=8, dies_in=0, file=None, stop=False, at_
 
 @pytest.fixture(autouse=True)
 def users_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_loop.py").write_text(USERS_FILE)
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("my_loop", None)
+    write_loop(USERS_FILE, tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(database_url(tmp_path))
-    new_run(opened, RUN)
-    assert opened.begin_submission(RUN) is not None
-    yield opened
-    opened.close()
+    with store_of_run(tmp_path, RUN) as opened:
+        yield opened
 
 
 def start(

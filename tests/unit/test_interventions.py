@@ -70,6 +70,20 @@ def spec(epochs: int = 20, *, batch: int = SAMPLES, keep: int = 2, **policy: Any
     )
 
 
+def trainer_of(
+    job: JobSpec, task: TrainingTask, checkpoints: FolderCheckpoints, reporter: RecordingReporter
+) -> Trainer:
+    return Trainer(
+        run_id="toy",
+        attempt=1,
+        spec=job,
+        task=task,
+        group=SoloGroup(),
+        checkpoints=checkpoints,
+        reporter=reporter,
+    )
+
+
 class Run:
     """A run in this process, and what it told."""
 
@@ -81,14 +95,8 @@ class Run:
                 return Control.PAUSE if len(self.records) + 1 == pause_after else Control.CONTINUE
 
         reporter = Pausing()
-        self.trainer = Trainer(
-            run_id="toy",
-            attempt=1,
-            spec=job,
-            task=task,
-            group=SoloGroup(),
-            checkpoints=FolderCheckpoints(folder, rank=0, keep=job.checkpoints.keep),
-            reporter=reporter,
+        self.trainer = trainer_of(
+            job, task, FolderCheckpoints(folder, rank=0, keep=job.checkpoints.keep), reporter
         )
         self.ending: Ending = self.trainer.run(after_epoch=self.trainer.resume().epoch)
         self.records = [one.record for one in reporter.messages if isinstance(one, EpochFinished)]
@@ -186,15 +194,7 @@ class Interrupted:
                 return None
 
         reporter = RecordingReporter()
-        trainer = Trainer(
-            run_id="toy",
-            attempt=1,
-            spec=job,
-            task=task,
-            group=SoloGroup(),
-            checkpoints=Dying(folder, rank=0, keep=job.checkpoints.keep),
-            reporter=reporter,
-        )
+        trainer = trainer_of(job, task, Dying(folder, rank=0, keep=job.checkpoints.keep), reporter)
         with pytest.raises(DiedError):
             trainer.run(after_epoch=0)
         self.epochs = len(reporter.records)
@@ -243,15 +243,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(tmp_path: Path
             return None
 
     reporter = RecordingReporter()
-    trainer = Trainer(
-        run_id="toy",
-        attempt=1,
-        spec=spec(keep=20),
-        task=regression(),
-        group=SoloGroup(),
-        checkpoints=Damaging(tmp_path, rank=0, keep=20),
-        reporter=reporter,
-    )
+    trainer = trainer_of(spec(keep=20), regression(), Damaging(tmp_path, rank=0, keep=20), reporter)
     trainer.run(after_epoch=0)
 
     events = {one.reason for one in reporter.messages if isinstance(one, WorkerEvent)}
@@ -314,15 +306,9 @@ def test_the_users_stop_in_the_same_epoch_is_the_users(tmp_path: Path) -> None:
 
     job, task = overfit(60, overfitting="stop")
     reporter = StopsThen()
-    ending = Trainer(
-        run_id="toy",
-        attempt=1,
-        spec=job,
-        task=task,
-        group=SoloGroup(),
-        checkpoints=FolderCheckpoints(tmp_path / "b", rank=0, keep=2),
-        reporter=reporter,
-    ).run(after_epoch=0)
+    ending = trainer_of(job, task, FolderCheckpoints(tmp_path / "b", rank=0, keep=2), reporter).run(
+        after_epoch=0
+    )
 
     assert ending.outcome is Outcome.STOPPED
     assert not [one for one in reporter.messages if isinstance(one, WorkerEvent)]

@@ -246,23 +246,16 @@ def ending_after(
 
 def _ending_by(action: Action | None) -> Ending | None:
     """Return how the run ends by its verdict, None when it goes on."""
-    if action is None or action.observed:
+    if action is None or action.observed or action.deed not in ("stop", "give_up"):
         return None
-    if action.deed == "stop":
-        return Ending(
-            outcome=Outcome.SUCCEEDED,
-            reason=f"stopped by its verdict, {action.verdict}: {action.message}",
-            restore_best=True,
-            by_verdict=True,
-        )
-    if action.deed == "give_up":
-        return Ending(
-            outcome=Outcome.FAILED,
-            reason=f"given up, {action.verdict}: {action.message}",
-            restore_best=True,
-            by_verdict=True,
-        )
-    return None
+    stops = action.deed == "stop"
+    how = "stopped by its verdict" if stops else "given up"
+    return Ending(
+        outcome=Outcome.SUCCEEDED if stops else Outcome.FAILED,
+        reason=f"{how}, {action.verdict}: {action.message}",
+        restore_best=True,
+        by_verdict=True,
+    )
 
 
 def _goes_back(action: Action | None) -> bool:

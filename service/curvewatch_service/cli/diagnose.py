@@ -153,13 +153,12 @@ def _saved(one: NamedCurve, stop: int | None) -> dict[str, Any] | None:
 
 def _online_answer(one: NamedCurve) -> dict[str, Any]:
     from curvewatch_service.curves import read_curve
-    from curvewatch_workers.diagnosis import summarize
 
     reading = read_curve(one.curve)
     return {
         "id": one.key,
         "verdict": str(reading.diagnosis.verdict),
-        "best_epoch": summarize(one.curve, window=2).best_epoch,
+        "best_epoch": reading.diagnosis.best_epoch,
         "stop_epoch": reading.stop_epoch,
         "first": reading.first,
     }

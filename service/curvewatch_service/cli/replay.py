@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +21,7 @@ from curvewatch_service.cli.options import (
 
 if TYPE_CHECKING:
     from curvewatch_service.client import Client
-    from curvewatch_service.schemas import RunSummary
+    from curvewatch_service.schemas import RunView
     from curvewatch_workers.contract import PolicySpec
 
 
@@ -46,10 +46,11 @@ def replay(
 
     block = read_policy(policy)
     with connect(server, token) as client:
-        chosen: Sequence[RunSummary] = (
-            [client.find(name) for name in runs] if runs else client.all_runs(limit=limit).runs
-        )
-        answers = list(_answers(client, chosen, block))
+        if runs:
+            answers = list(_answers(client, [client.find(name) for name in runs], len(runs), block))
+        else:
+            listed = client.all_runs(limit=limit).runs
+            answers = list(_answers(client, (client.run(one.run_id) for one in listed), len(listed), block))
     if as_json:
         for answer in answers:
             print_json(json.dumps(answer, allow_nan=False))
@@ -64,20 +65,22 @@ def replay(
     console.print(replay_total(answers), soft_wrap=True)
 
 
-def _answers(client: Client, runs: Sequence[RunSummary], policy: PolicySpec) -> Iterator[dict[str, Any]]:
+def _answers(
+    client: Client, runs: Iterable[RunView], count: int, policy: PolicySpec
+) -> Iterator[dict[str, Any]]:
     from rich.console import Console
     from rich.progress import track
 
     yield from track(
         (_answer(client, run, policy) for run in runs),
         "Replaying runs",
-        total=len(runs),
+        total=count,
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
     )
 
 
-def _answer(client: Client, run: RunSummary, policy: PolicySpec) -> dict[str, Any]:
+def _answer(client: Client, run: RunView, policy: PolicySpec) -> dict[str, Any]:
     """Return what the policy would have done on a run, as JSON can hold it."""
     from dataclasses import asdict
 
@@ -88,7 +91,7 @@ def _answer(client: Client, run: RunSummary, policy: PolicySpec) -> dict[str, An
     answer: dict[str, Any] = {"run_id": run.run_id, "name": run.name, "state": run.state, "epochs": run.epoch}
     empty = {"deed": None, "epoch": None, "why": None, "savings": None}
     try:
-        found = replayed(client.records(run.run_id), client.run(run.run_id).spec, policy)
+        found = replayed(client.records(run.run_id), run.spec, policy)
     except PolicyMismatchError as error:
         return {**answer, **empty, "problem": str(error)}
     told: dict[str, Any] = finite({**answer, **(asdict(found) if found else empty), "problem": None})

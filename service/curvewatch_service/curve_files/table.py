@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 from curvewatch_service.errors import CurveFileError
-from curvewatch_workers.diagnosis import Curve
+from curvewatch_workers.diagnosis import ACCURACIES_OF_TOOLS, VALIDATION_SPLITS, Curve
 
 _TRAIN: Final = (
     "train_loss_epoch",
@@ -33,15 +33,6 @@ _VALIDATION: Final = (
     "loss_validation",
     "test_loss",
 )
-_ACCURACY: Final = (
-    "accuracy",
-    "acc",
-    "balanced_accuracy",
-    "categorical_accuracy",
-    "sparse_categorical_accuracy",
-)
-SPLITS: Final = ("val", "valid", "validation", "eval")
-"""How tools name the validation split."""
 _EPOCH: Final = ("epoch", "epochs", "train_epoch")
 _RATE: Final = ("learning_rate", "lr", "train_learning_rate")
 _RATE_OF: Final = "lr_"
@@ -206,7 +197,13 @@ def curve_of_rows(place: str, rows: Sequence[Row], columns: Columns) -> NamedCur
     counts = Counter(name for row in rows for name in row if name != CLOCK)
     train, validation = _train(counts, columns, place), _validation(counts, columns, place)
     accuracy = next(
-        (f"{split}_{name}" for name in _ACCURACY for split in SPLITS if f"{split}_{name}" in counts), None
+        (
+            f"{split}_{name}"
+            for name in ACCURACIES_OF_TOOLS
+            for split in VALIDATION_SPLITS
+            if f"{split}_{name}" in counts
+        ),
+        None,
     )
     rate = next((name for name in counts if name in _RATE or name.startswith(_RATE_OF)), None)
     clock = next((name for name in _CLOCKS if any(name in row for row in rows)), None)
@@ -293,7 +290,7 @@ def _train(counts: Mapping[str, int], columns: Columns, place: str) -> list[str]
 
 
 def _validation(counts: Mapping[str, int], columns: Columns, place: str) -> list[str]:
-    return _losses(counts, columns.validation, _VALIDATION, SPLITS, "--validation", place)
+    return _losses(counts, columns.validation, _VALIDATION, VALIDATION_SPLITS, "--validation", place)
 
 
 def _losses(

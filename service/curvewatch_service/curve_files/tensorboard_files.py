@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from curvewatch_service.curve_files.table import SPLITS, Point
+from curvewatch_service.curve_files.table import Point
 from curvewatch_service.errors import CurveFileError
+from curvewatch_workers.diagnosis import VALIDATION_SPLITS
 
 
 def tensorboard_points(path: Path, files: Sequence[Path]) -> dict[str, list[Point]]:
@@ -42,7 +43,9 @@ def tensorboard_points(path: Path, files: Sequence[Path]) -> dict[str, list[Poin
 
 def _key(source: Path, tag: str) -> tuple[str, bool]:
     """Return the name of a series, and whether it belongs to the run of the folder above."""
-    if source.name in SPLITS:  # Keras writes the splits into folders of their own, under the same tags.
+    if (
+        source.name in VALIDATION_SPLITS
+    ):  # Keras writes the splits into folders of their own, under the same tags.
         return f"{source.name}/{tag.removeprefix('epoch_')}", True
     if source.name == "train":
         return tag, True

@@ -14,7 +14,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from curvewatch_workers.diagnosis import Diagnosis, OnlineDiagnosis, Verdict
+from curvewatch_workers.diagnosis import (
+    ACCURACIES_OF_TOOLS,
+    VALIDATION_SPLITS,
+    Diagnosis,
+    OnlineDiagnosis,
+    Verdict,
+)
 from curvewatch_workers.errors import HookError
 from curvewatch_workers.hooks.curve_file import Row, Unit, read_rows, write_rows
 from curvewatch_workers.hooks.run_feed import NoRun, RunFeed, feed_of_process
@@ -22,14 +28,6 @@ from curvewatch_workers.hooks.run_feed import NoRun, RunFeed, feed_of_process
 logger = logging.getLogger(__name__)
 
 _NO_TROUBLE: Final = frozenset({Verdict.GOOD_FIT, Verdict.TOO_EARLY})
-_ACCURACIES: Final = (
-    "accuracy",
-    "acc",
-    "balanced_accuracy",
-    "categorical_accuracy",
-    "sparse_categorical_accuracy",
-)
-_SPLITS: Final = ("val", "valid", "validation", "eval")
 
 
 class CurveFeed:
@@ -246,7 +244,7 @@ def number_in(logs: Mapping[str, object], name: str, option: str) -> float:
 
 def accuracy_in(logs: Mapping[str, object]) -> float | None:
     """Return the validation accuracy that the training logs under a usual name; None without one."""
-    names = (f"{split}_{name}" for name in _ACCURACIES for split in _SPLITS)
+    names = (f"{split}_{name}" for name in ACCURACIES_OF_TOOLS for split in VALIDATION_SPLITS)
     found = next((name for name in names if name in logs), None)
     with contextlib.suppress(HookError):  # such as one for each class
         return None if found is None else number_in(logs, found, "accuracy")
