@@ -22,10 +22,10 @@ import yaml
 from curvewatch_service.client import Client, ClientError
 from curvewatch_service.code import zip_folder
 from curvewatch_service.embedded import EmbeddedRay
-from curvewatch_service.profile import PROFILE_VARIABLE, ProfileError, read_profile
 from curvewatch_service.ray_head import HeadState
 from curvewatch_service.runs import RunState
 from curvewatch_service.schemas import RunView
+from curvewatch_workers.contract import PROFILE_VARIABLE, ProfileError, read_profile
 
 T = TypeVar("T")
 

@@ -10,13 +10,13 @@ ClientError: something that a user of the service is told
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from curvewatch_service.schemas import (
     EpochList,
@@ -31,9 +31,16 @@ from curvewatch_service.schemas import (
     RunView,
     View,
 )
-from curvewatch_workers.contract import EpochRecord
+from curvewatch_workers.contract import (
+    EpochRecord,
+    IngestAnswer,
+    IngestMessage,
+    IngestRequest,
+    ReportedRun,
+    ReportedRunAnswer,
+)
 
-_Answer = TypeVar("_Answer", bound=View)
+_Answer = TypeVar("_Answer", bound=BaseModel)
 _PAGE = 100
 _MAX_PAGE = 1000
 """Most runs that the service lists at once."""
@@ -134,6 +141,16 @@ class Client:
             "code": ("code.zip", code_zip, "application/zip"),
         }
         return self._read(RunView, self._send("POST", "/api/v1/runs", files=files))
+
+    def put_run(self, run_id: str, run: ReportedRun) -> ReportedRunAnswer:
+        """Make a run that is trained elsewhere, or take it over; its former ingest token is good no more."""
+        path, body = f"/api/v1/runs/{quote(run_id, safe='')}", run.model_dump_json()
+        return self._read(ReportedRunAnswer, self._send("PUT", path, content=body))
+
+    def ingest(self, run_id: str, messages: Sequence[IngestMessage]) -> IngestAnswer:
+        """Tell what happened to a run, as its workers do; the client's token is the run's ingest token."""
+        path, body = f"/api/v1/runs/{quote(run_id, safe='')}/ingest", IngestRequest(messages=tuple(messages))
+        return self._read(IngestAnswer, self._send("POST", path, content=body.model_dump_json()))
 
     def runs(self, *, states: Collection[str] = (), limit: int | None = None, offset: int = 0) -> RunList:
         """Return runs, newest first; `total` counts those that were left out too."""
@@ -238,9 +255,13 @@ class Client:
         *,
         params: httpx.QueryParams | None = None,
         files: dict[str, tuple[str, bytes, str]] | None = None,
+        content: str | None = None,
     ) -> httpx.Response:
+        headers = None if content is None else {"Content-Type": "application/json"}
         try:
-            response = self._http.request(method, path, params=params, files=files)
+            response = self._http.request(
+                method, path, params=params, files=files, content=content, headers=headers
+            )
         except (httpx.TransportError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise ServiceAwayError(

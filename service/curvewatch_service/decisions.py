@@ -78,6 +78,29 @@ def decide(
     return _after_silent_end(run, job, deaths=deaths + 1, failure=failure)
 
 
+def decide_elsewhere(run: Run, *, silent: float, allowed: float) -> Move | None:
+    """Return what to do about a run that is trained elsewhere: what its trainer tells is all there is.
+
+    Args:
+        run: A run that has not ended.
+        silent: Seconds since its trainer was last heard.
+        allowed: Seconds that it may be silent.
+    """
+    if run.outcome is not None:
+        return _after_outcome(run, run.outcome)
+    if silent < allowed:
+        return None
+    if run.state is RunState.STOPPING:
+        return Move(
+            target=RunState.STOPPED, reason=f"stopped; its trainer has been silent for {allowed:.0f} s"
+        )
+    reason = (
+        f"its trainer has been silent for {allowed:.0f} s; if it still trains, see whether it reaches this service, "
+        "and send what it has kept with `curvewatch send`"
+    )
+    return Move(target=RunState.LOST, reason=reason)
+
+
 def _after_outcome(run: Run, outcome: Outcome) -> Move:
     """The training program told how it ended: that is what counts, not its exit code."""
     reason = run.outcome_reason

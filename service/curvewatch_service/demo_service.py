@@ -14,8 +14,8 @@ from pathlib import Path
 from curvewatch_service.client import Client, ClientError
 from curvewatch_service.embedded import EmbeddedRay
 from curvewatch_service.errors import ServiceError
-from curvewatch_service.profile import PROFILE_VARIABLE, ProfileError, read_profile
 from curvewatch_service.settings import PREFIX
+from curvewatch_workers.contract import PROFILE_VARIABLE, ProfileError, read_profile
 
 START_SECONDS = 120.0
 STOP_SECONDS = 90.0

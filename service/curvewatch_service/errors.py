@@ -12,6 +12,7 @@ ServiceError: carries the HTTP status it is answered with
 ├── WrongMediaError (415): not in the form that is read there
 ├── IllegalTransitionError (409): a move that is not in the life of a run
 ├── RunEndedError (409): there is nothing left to stop
+├── RunTakenError (409): the id of a run that is reported is another's, or the run has ended
 ├── ClusterUnavailableError (503): Ray does not answer
 ├── CurveFileError: a file holds no learning curve that can be read
 ├── SettingsError: a setting cannot be used
@@ -91,6 +92,15 @@ class RunEndedError(ServiceError):
 
     def __init__(self, run_id: str, state: str, reason: str) -> None:
         super().__init__(f"{run_id} has ended already, {state}: {reason}; there is nothing to stop")
+
+
+class RunTakenError(ServiceError):
+    """A run cannot be reported under this id."""
+
+    status = 409
+
+    def __init__(self, run_id: str, trouble: str) -> None:
+        super().__init__(f"run {run_id!r} {trouble}; report this training under a new id")
 
 
 class ClusterUnavailableError(ServiceError):

@@ -9,16 +9,10 @@ import os
 from pathlib import Path
 
 from curvewatch_service.errors import SettingsError
-from curvewatch_service.profile import (
-    PROFILE_VARIABLE,
-    Profile,
-    ProfileError,
-    profile_path,
-    read_profile,
-    write_profile,
-)
+from curvewatch_service.profile import write_profile
 from curvewatch_service.services import Services
 from curvewatch_service.settings import Settings
+from curvewatch_workers.contract import PROFILE_VARIABLE, Profile, ProfileError, profile_path, read_profile
 
 logger = logging.getLogger(__name__)
 

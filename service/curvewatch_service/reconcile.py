@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from curvewatch_service.cluster import Cluster, JobState, JobStatus
-from curvewatch_service.decisions import Action, Move, StopJob, Submit, decide, pause_after
+from curvewatch_service.decisions import Action, Move, StopJob, Submit, decide, decide_elsewhere, pause_after
 from curvewatch_service.errors import CannotFitError, ClusterUnavailableError, JobRefusedError
 from curvewatch_service.planning import Resources, plan, require_fit
 from curvewatch_service.ray_head import write_private
@@ -95,6 +95,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._now = now
+        self._began = now()
         self._spool = SpoolReader(store, settings.storage_path)
         self._outage = _Outage()
         self._stop_due: dict[str, float] = {}
@@ -107,9 +108,13 @@ class Reconciler:
         """Bring every run one step on; return whether the cluster answered."""
         runs = self._store.active_runs()
         self._forget_ended(runs)
-        for run in runs:
+        jobs = [run for run in runs if not run.trained_elsewhere]
+        for run in jobs:
             self._guarded(run, self._take_spool)
-        answered = self._bring_on(runs)
+        for run in runs:
+            if run.trained_elsewhere:
+                self._guarded(run, self._follow_elsewhere)
+        answered = self._bring_on(jobs)
         self._take_late_spools()
         return answered
 
@@ -142,7 +147,11 @@ class Reconciler:
         return not self._holding()
 
     def _holding(self) -> list[Run]:
-        return [run for run in self._store.active_runs() if run.state.holds_resources]
+        return [run for run in self._jobs() if run.state.holds_resources]
+
+    def _jobs(self) -> list[Run]:
+        """Return the runs of the cluster that have not ended, oldest first."""
+        return [run for run in self._store.active_runs() if not run.trained_elsewhere]
 
     def _guarded(self, run: Run, action: Callable[[Run], None]) -> None:
         """Do something about one run; what goes wrong there must not cost the others their turn."""
@@ -199,6 +208,13 @@ class Reconciler:
                     self._keep_logs(run)
                 self._move(run, move)
 
+    def _follow_elsewhere(self, run: Run) -> None:
+        heard = max(self._began, run.created_at, self._store.heard(run.run_id) or run.created_at)
+        silent = (self._now() - heard).total_seconds()
+        move = decide_elsewhere(run, silent=silent, allowed=self._settings.silence_seconds)
+        if move is not None:
+            self._move(run, move)
+
     def _decide(self, run: Run, job: JobState | None) -> Action | None:
         if job is not None:
             self._taken.add(_job_of(run))
@@ -219,7 +235,7 @@ class Reconciler:
 
     def _admit(self) -> None:
         """Submit what is queued, oldest first, as long as it fits beside what is on the cluster."""
-        runs = self._store.active_runs()
+        runs = self._jobs()
         queued = [run for run in runs if run.state is RunState.QUEUED]
         if not queued:
             return

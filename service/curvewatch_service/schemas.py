@@ -139,7 +139,7 @@ class RunView(RunSummary):
 
     spec: JobSpec
     code_hash: str
-    """SHA-256 of the zipped code folder."""
+    """SHA-256 of the zipped code folder; empty for a run that is trained elsewhere."""
     submission_id: str | None
     """Job of the Ray cluster that runs it now or ran it last."""
     traceback: str | None

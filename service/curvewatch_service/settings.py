@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """Most files of a code folder."""
     linger_seconds: float = Field(default=600, ge=0)
     """How long a run that has ended stays on `/metrics`."""
+    silence_seconds: float = Field(default=3600, gt=0)
+    """How long the trainer of a run that is trained elsewhere may be silent before the run counts as lost."""
     reconcile_interval_seconds: float = Field(default=1.0, gt=0)
     """Pause between two looks at the cluster."""
     shutdown_grace_seconds: float = Field(default=30, ge=0)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from curvewatch_service.counters import Counters
 from curvewatch_service.database import for_writing, open_database
-from curvewatch_service.errors import RunEndedError
+from curvewatch_service.errors import RunEndedError, RunTakenError
 from curvewatch_service.ingest import Ingestion
 from curvewatch_service.rows import (
     TERMINAL,
@@ -49,6 +49,7 @@ class Store:
             DatabaseVersionError: It was written by a newer Curvewatch.
         """
         self.counters = counters or Counters()
+        self._heard: dict[str, datetime] = {}
         self._engine = open_database(url)
 
     def close(self) -> None:
@@ -92,6 +93,52 @@ class Store:
             )
             session.flush()
             return run_from(row)
+
+    def put_reported_run(self, *, run_id: str, spec: JobSpec, owner: str, ingest_token_hash: str) -> bool:
+        """Add a run that is trained elsewhere, or give its owner another ingest token for it.
+
+        Returns:
+            Whether it was added.
+
+        Raises:
+            RunTakenError: The id is a job's or another user's, or the run has ended.
+        """
+        reason = f"waits for the first word of {spec.code.trained_by}"
+        with self.write() as session:
+            row = session.get(RunRow, run_id, with_for_update=True)
+            if row is None:
+                session.add(
+                    RunRow(
+                        run_id=run_id,
+                        name=spec.name,
+                        owner=owner,
+                        state=RunState.STARTING.label,
+                        reason=reason,
+                        spec=spec.model_dump_json(),
+                        code_hash="",
+                        ingest_token_hash=ingest_token_hash,
+                        created_at=datetime.now(UTC),
+                        control=Control.CONTINUE.value,
+                        # Its trainer's word counts like that of a job's first start.
+                        submission=1,
+                    )
+                )
+                session.flush()
+                add_event(session, run_id, "state_starting", f"reported by {owner}; {reason}", owner)
+                return True
+            known = run_from(row)
+            if not known.trained_elsewhere:
+                raise RunTakenError(run_id, "is a job on the cluster")
+            if known.owner != owner:
+                raise RunTakenError(run_id, "is another user's")
+            if known.state.terminal:
+                raise RunTakenError(run_id, f"has ended, {known.state.label}: {known.reason}")
+            row.ingest_token_hash = ingest_token_hash
+            return False
+
+    def heard(self, run_id: str) -> datetime | None:
+        """Return when the workers of a run last told or asked something; None for not since this service began."""
+        return self._heard.get(run_id)
 
     def run(self, run_id: str) -> Run:
         """Return a run.
@@ -258,8 +305,11 @@ class Store:
             if ingestion.raised_attempt and row.state in (RunState.STARTING.label, RunState.RESTARTING.label):
                 reason = f"attempt {row.attempt} trains on {row.world_size} workers"
                 move(session, row, RunState.RUNNING, reason=reason, message=reason, actor="worker")
-            terminal = RunState.parse(row.state).terminal
-            control = Control.STOP if terminal else Control(row.control)
+            control, ended = _control_of(row), RunState.parse(row.state).terminal
+        if ended:
+            self._heard.pop(run_id, None)
+        else:
+            self._heard[run_id] = datetime.now(UTC)
         for kind, number in new.items():
             self.counters.add(INGESTED_MESSAGES, kind, amount=number)
         return control
@@ -388,3 +438,12 @@ def _settle_curve(session: Session, row: RunRow) -> None:
     if row.epoch and RunState.parse(row.state).terminal:
         session.flush()
         Ingestion(session, row).refresh()
+
+
+def _control_of(row: RunRow) -> Control:
+    """Return what a run's workers should do next."""
+    state = RunState.parse(row.state)
+    if state is RunState.LOST and run_from(row).trained_elsewhere:
+        # A trainer that was cut off for long may well be at it still: it trains on.
+        return Control.CONTINUE
+    return Control.STOP if state.terminal else Control(row.control)

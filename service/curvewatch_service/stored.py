@@ -24,6 +24,7 @@ class Run:
     """Why it is in this state, one sentence."""
     spec: JobSpec
     code_hash: str
+    """SHA-256 of the zipped code folder; empty for a run that is trained elsewhere."""
     created_at: datetime
     started_at: datetime | None
     """Start of the first attempt."""
@@ -52,7 +53,12 @@ class Run:
     @property
     def submission_id(self) -> str | None:
         """Name of the Ray job that runs it now or ran it last."""
-        return f"{self.run_id}-{self.submission}" if self.submission else None
+        return f"{self.run_id}-{self.submission}" if self.submission and not self.trained_elsewhere else None
+
+    @property
+    def trained_elsewhere(self) -> bool:
+        """Whether it is no job of the cluster: a trainer outside of it reports it."""
+        return self.spec.code.trained_by is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from curvewatch_service.code import zip_folder
 from curvewatch_service.demo_service import DemoService
 from curvewatch_service.follow import follow
 from curvewatch_service.job_folder import read_job_folder
-from curvewatch_service.profile import read_profile
+from curvewatch_workers.contract import read_profile
 from page_support import CHROMIUM, chromium, drawn_traces, visit
 
 pytestmark = [

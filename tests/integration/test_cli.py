@@ -16,8 +16,9 @@ import pytest
 
 from api_support import ServedApi, serve_api
 from cli_support import Result, Shell
-from curvewatch_service.profile import Profile, write_profile
+from curvewatch_service.profile import write_profile
 from curvewatch_service.runs import RunState
+from curvewatch_workers.contract import Profile
 from ray_support import free_port
 from store_support import attempt_message, epoch_message
 

@@ -12,8 +12,8 @@ import pytest
 from api_support import ServedApi, job_fields, serve_api
 from cli_support import Shell
 from curvewatch_service.planning import Resources
-from curvewatch_service.profile import Profile, write_profile
-from curvewatch_workers.contract import EpochFinished, EpochRecord
+from curvewatch_service.profile import write_profile
+from curvewatch_workers.contract import EpochFinished, EpochRecord, Profile
 from record_support import make_record
 from store_support import attempt_message
 

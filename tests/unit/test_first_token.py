@@ -12,11 +12,12 @@ import pytest
 from curvewatch_service.auth import TokenStore
 from curvewatch_service.code import CodeStore
 from curvewatch_service.first_token import provide_token
-from curvewatch_service.profile import Profile, read_profile, write_profile
+from curvewatch_service.profile import write_profile
 from curvewatch_service.services import Services
 from curvewatch_service.settings import Settings
 from curvewatch_service.store import Store
 from curvewatch_service.testing import FakeCluster
+from curvewatch_workers.contract import Profile, read_profile
 
 
 @pytest.fixture

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from curvewatch_service.profile import (
-    Profile,
-    ProfileError,
-    profile_of,
-    profile_path,
-    read_profile,
-    write_profile,
-)
+from curvewatch_service.profile import write_profile
+from curvewatch_workers.contract import Profile, ProfileError, profile_of, profile_path, read_profile
 
 PROFILE = Profile(server="http://127.0.0.1:8420", token="cw_secret")
 

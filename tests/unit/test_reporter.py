@@ -430,7 +430,8 @@ def test_closing_is_bounded_and_says_what_was_not_confirmed(
     assert spooled(spool) == [1, 2, 3]
     (warning,) = caplog.messages
     assert warning == (
-        f"The service has not confirmed 3 messages; it takes what lies in {spool} from there, if it can read it"
+        f"The service has not confirmed 3 messages, which lie in {spool}; the service takes them from there, if it can "
+        "read it"
     )
 
 

@@ -18,7 +18,7 @@ _running = threading.local()
 
 
 class DeadlineSession(requests.Session):
-    """Posts within a total time, for one thread.
+    """Sends within a total time, for one thread.
 
     The time limit of `requests` begins anew with each byte that arrives. Here the connection itself is cut.
     Proxies of the environment and ~/.netrc are left aside: the address is a service beside the cluster, and
@@ -33,7 +33,7 @@ class DeadlineSession(requests.Session):
         for scheme in ("http://", "https://"):
             self.mount(scheme, _CuttableAdapter())
 
-    def post_within(self, seconds: float, url: str, data: str) -> requests.Response:
+    def send_within(self, seconds: float, url: str, data: str, *, method: str = "POST") -> requests.Response:
         """Send a body and read the whole answer.
 
         Raises:
@@ -43,9 +43,11 @@ class DeadlineSession(requests.Session):
         cut = _running.cut = _Cut()
         timer = threading.Timer(seconds, cut.now)
         timer.daemon = True
-        timer.start()
+        # Python 3.12 and later start no thread any more while a program ends: the time limit of each byte is left.
+        with contextlib.suppress(RuntimeError):
+            timer.start()
         try:
-            response = self.post(url, data=data, timeout=(min(_CONNECT_SECONDS, seconds), seconds))
+            response = self.request(method, url, data=data, timeout=(min(_CONNECT_SECONDS, seconds), seconds))
         except requests.RequestException as error:
             if cut.done:
                 raise requests.Timeout(f"no whole answer within {seconds:g} s") from error

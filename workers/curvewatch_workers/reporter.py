@@ -70,7 +70,21 @@ class Undeliverable(Exception):  # noqa: N818 - a reason to try again, not a fai
 
 
 class Refused(Exception):  # noqa: N818 - final, and the spool still has it
-    """The service will never take this batch."""
+    """The service will never take this batch.
+
+    Args:
+        message: Why not.
+        status: Status of its answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def is_final(status: int) -> bool:
+    """Tell whether a service that answers with this error will say the same next time."""
+    return status < 500 and status not in _RETRY_STATUS
 
 
 Post = Callable[[tuple[IngestMessage, ...]], Control]
@@ -96,13 +110,13 @@ class HttpPost:
         """Send a batch."""
         body = IngestRequest(messages=messages).model_dump_json()
         try:
-            response = self._session.post_within(self._seconds, self._url, body)
+            response = self._session.send_within(self._seconds, self._url, body)
         except requests.RequestException as error:
             raise Undeliverable(str(error)) from error
         if response.ok:
             return _control_in(response)
-        if response.status_code < 500 and response.status_code not in _RETRY_STATUS:
-            raise Refused(f"{response.status_code}: {response.text[:500]}")
+        if is_final(response.status_code):
+            raise Refused(f"{response.status_code}: {response.text[:500]}", response.status_code)
         raise Undeliverable(f"{response.status_code}: {response.text[:500]}")
 
 
@@ -129,6 +143,7 @@ class SpoolingReporter:
         flush_seconds: Longest wait in `close`.
         backoff_seconds: First pause after a failed attempt; doubled up to thirty times that, with jitter.
         respool_seconds: Pause before what the disk did not take is tried again.
+        remedy: What becomes of messages that the service has not confirmed in the end.
     """
 
     def __init__(
@@ -140,12 +155,14 @@ class SpoolingReporter:
         flush_seconds: float = 15.0,
         backoff_seconds: float = 0.5,
         respool_seconds: float = 10.0,
+        remedy: str = "the service takes them from there, if it can read it",
     ) -> None:
         self._post = post
         self._poll = poll_seconds
         self._flush = flush_seconds
         self._backoff = backoff_seconds
         self._respool = respool_seconds
+        self._remedy = remedy
         self._control = Control.CONTINUE
         self._queue: queue.SimpleQueue[IngestMessage | None] = queue.SimpleQueue()
         # Guards the three below, and tells the sender of a change.
@@ -190,9 +207,10 @@ class SpoolingReporter:
             )
         if unsent and self._post is not None:
             logger.warning(
-                "The service has not confirmed %d messages; it takes what lies in %s from there, if it can read it",
+                "The service has not confirmed %d messages, which lie in %s; %s",
                 unsent,
                 self._spool_path,
+                self._remedy,
                 extra={"action": "reporter_unsent"},
             )
 

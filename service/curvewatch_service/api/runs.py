@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import logging
-import re
-import secrets
 import shutil
 from typing import Annotated
 
@@ -22,7 +19,7 @@ from curvewatch_service.schemas import EpochList, EventList, LogView, RecordList
 from curvewatch_service.services import Services
 from curvewatch_service.store import Run
 from curvewatch_service.views import epoch_view, event_view, run_summary, run_view
-from curvewatch_workers.contract import JobSpec, RunLayout, parse_job_spec
+from curvewatch_workers.contract import JobSpec, RunLayout, new_run_id, parse_job_spec
 
 MAX_PAGE = 1000
 _logger = logging.getLogger(__name__)
@@ -89,7 +86,7 @@ def _require_fit(services: Services, spec: JobSpec) -> str | None:
 
 
 def _create(services: Services, spec: JobSpec, *, owner: str, code_hash: str) -> Run:
-    run_id, token = _new_run_id(spec.name), new_ingest_token()
+    run_id, token = new_run_id(spec.name), new_ingest_token()
     layout = RunLayout(services.settings.storage_path, run_id)
     try:
         # Before the run is known: its workers may start as soon as it is.
@@ -100,12 +97,6 @@ def _create(services: Services, spec: JobSpec, *, owner: str, code_hash: str) ->
     except Exception:
         shutil.rmtree(layout.root, ignore_errors=True)
         raise
-
-
-def _new_run_id(name: str) -> str:
-    """Return an id that tells the name to a person, in letters that every file system and URL takes."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return f"{slug}-{base64.b32encode(secrets.token_bytes(5)).decode().lower()}"
 
 
 @router.get("/runs")

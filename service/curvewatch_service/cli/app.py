@@ -45,7 +45,7 @@ def _root(
 
 
 def _register() -> None:
-    from curvewatch_service.cli import about, check, demo, diagnose, replay, runs, serve, submit, watch
+    from curvewatch_service.cli import about, check, demo, diagnose, replay, runs, send, serve, submit, watch
 
     app.command("serve")(serve.serve)
     app.command("check")(check.check)
@@ -57,6 +57,7 @@ def _register() -> None:
     app.command("watch")(watch.watch)
     app.command("logs")(runs.logs)
     app.command("stop")(runs.stop)
+    app.command("send")(send.send)
     app.command("schema")(about.schema)
     app.command("demo")(demo.demo)
     app.command("version")(about.version)
@@ -96,7 +97,6 @@ def _is_users(error: Exception) -> bool:
     """Tell whether an error is one that a user is told in a sentence, without a stack trace."""
     from curvewatch_service.client import ClientError
     from curvewatch_service.errors import ServiceError
-    from curvewatch_service.profile import ProfileError
-    from curvewatch_workers.contract import ContractError
+    from curvewatch_workers.contract import ContractError, ProfileError
 
     return isinstance(error, ClientError | ServiceError | ProfileError | ContractError)

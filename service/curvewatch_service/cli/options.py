@@ -39,7 +39,7 @@ EXIT_INTERRUPTED = 130
 def connect(server: str | None, token: str | None) -> Client:
     """Return a client for the service that the options, else the profile, name."""
     from curvewatch_service.client import Client
-    from curvewatch_service.profile import profile_of, read_profile
+    from curvewatch_workers.contract import profile_of, read_profile
 
     if server is None or token is None:
         profile = read_profile()

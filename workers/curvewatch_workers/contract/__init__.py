@@ -2,7 +2,7 @@
 
 from curvewatch_workers.contract.errors import ContractError, SpecError, SpecProblem
 from curvewatch_workers.contract.failures import KeptFailure, last_failure, repeated_failure
-from curvewatch_workers.contract.layout import RunLayout
+from curvewatch_workers.contract.layout import RunLayout, new_run_id
 from curvewatch_workers.contract.messages import (
     WORKER_JOB_VARIABLE,
     AttemptStarted,
@@ -16,6 +16,14 @@ from curvewatch_workers.contract.messages import (
     WorkerEvent,
     WorkerJob,
 )
+from curvewatch_workers.contract.profile import (
+    PROFILE_VARIABLE,
+    Profile,
+    ProfileError,
+    profile_of,
+    profile_path,
+    read_profile,
+)
 from curvewatch_workers.contract.records import (
     LARGEST_MATRIX,
     SPLITS,
@@ -24,6 +32,16 @@ from curvewatch_workers.contract.records import (
     RankShare,
     Split,
     SplitRecord,
+)
+from curvewatch_workers.contract.reported import (
+    LONGEST_RUN_ID,
+    RUN_ID_PATTERN,
+    ReportedRun,
+    ReportedRunAnswer,
+    ReportedState,
+    keep_state,
+    kept_messages,
+    read_state,
 )
 from curvewatch_workers.contract.rollback import standing
 from curvewatch_workers.contract.spec import (
@@ -44,6 +62,9 @@ from curvewatch_workers.contract.spec_file import parse_job_spec, read_job_spec,
 
 __all__ = [
     "LARGEST_MATRIX",
+    "LONGEST_RUN_ID",
+    "PROFILE_VARIABLE",
+    "RUN_ID_PATTERN",
     "SPLITS",
     "WORKER_JOB_VARIABLE",
     "AttemptStarted",
@@ -66,7 +87,12 @@ __all__ = [
     "Outcome",
     "PolicySpec",
     "Precision",
+    "Profile",
+    "ProfileError",
     "RankShare",
+    "ReportedRun",
+    "ReportedRunAnswer",
+    "ReportedState",
     "RunFinished",
     "RunLayout",
     "ScalingSpec",
@@ -78,10 +104,17 @@ __all__ = [
     "TrainingSpec",
     "WorkerEvent",
     "WorkerJob",
+    "keep_state",
+    "kept_messages",
     "last_failure",
+    "new_run_id",
     "parse_job_spec",
+    "profile_of",
+    "profile_path",
     "read_job_spec",
     "read_policy",
+    "read_profile",
+    "read_state",
     "repeated_failure",
     "standing",
 ]

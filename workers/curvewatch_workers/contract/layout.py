@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+import secrets
 from pathlib import Path
 
 
@@ -34,3 +37,18 @@ class RunLayout:
     def tracking(self) -> Path:
         """What the trackers write, one file or folder each."""
         return self.root / "tracking"
+
+    @property
+    def reported(self) -> Path:
+        """What a trainer outside of the cluster remembers of the run that it reports (`ReportedState`)."""
+        return self.root / "reported.json"
+
+
+def new_run_id(name: str) -> str:
+    """Return an id that tells the name to a person, in letters that every file system and URL takes.
+
+    Args:
+        name: Name of the run.
+    """
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return f"{slug}-{base64.b32encode(secrets.token_bytes(5)).decode().lower()}"

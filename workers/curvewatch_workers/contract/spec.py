@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 TASK_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+FRAMEWORK_PATTERN = r"^[a-z][a-z0-9_]{0,31}$"
 LABEL_KEY_PATTERN = r"^[a-zA-Z_][a-zA-Z0-9_]{0,62}$"
 CONFIDENTIAL = "confidential"
 """Type of an error whose value must not be shown."""
@@ -71,10 +72,17 @@ class CodeSpec(Spec):
     loop: Annotated[str, StringConstraints(pattern=TASK_PATTERN)] | None = None
     """`module:function`; called with `params` on each worker, trains by itself and tells its numbers to an
     `EpochMeter`."""
+    trained_by: Annotated[str, StringConstraints(pattern=FRAMEWORK_PATTERN)] | None = None
+    """Framework that trains the run outside of the cluster and reports it; in no job file."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> CodeSpec:
-        if (self.task is None) is (self.loop is None):
+        if self.trained_by is not None:
+            if self.task is not None or self.loop is not None:
+                raise ValueError(
+                    f"is trained by {self.trained_by}, so it names neither task nor loop; remove them"
+                )
+        elif (self.task is None) is (self.loop is None):
             raise ValueError(
                 "must name either task (a callable that returns a TrainingTask) or loop (a function that trains by "
                 f"itself), and {'neither' if self.task is None else 'both'} is there"
@@ -83,8 +91,8 @@ class CodeSpec(Spec):
 
     @property
     def entry(self) -> str:
-        """The `module:name` that is called, whichever it is."""
-        return self.task or self.loop or ""
+        """The `module:name` that is called, whichever it is; for a run that is reported, what trains it."""
+        return self.task or self.loop or self.trained_by or ""
 
     @property
     def entry_field(self) -> str:

@@ -107,9 +107,16 @@ def parse_job_spec(text: str, *, source: str = "job") -> JobSpec:
             source, [_whole(f"must hold a mapping with `name`, `code` and `training`, but is {kind}")]
         )
     try:
-        return JobSpec.model_validate(data)
+        spec = JobSpec.model_validate(data)
     except ValidationError as error:
         raise SpecError(source, list(_problems(error))) from error
+    if spec.code.trained_by is not None:
+        message = (
+            f"is {spec.code.trained_by!r}, but a job names its code, as task or loop; a run that is trained "
+            "elsewhere is told of by a callback of curvewatch_workers.hooks"
+        )
+        raise SpecError(source, [SpecProblem(path="code.trained_by", message=message)])
+    return spec
 
 
 def _whole(message: str) -> SpecProblem:

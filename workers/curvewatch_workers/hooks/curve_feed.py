@@ -23,7 +23,8 @@ from curvewatch_workers.diagnosis import (
 )
 from curvewatch_workers.errors import HookError
 from curvewatch_workers.hooks.curve_file import Row, Unit, read_rows, write_rows
-from curvewatch_workers.hooks.run_feed import NoRun, RunFeed, feed_of_process
+from curvewatch_workers.hooks.run_feed import Beginning, JobRun, NoRun, RunFeed
+from curvewatch_workers.meter_run import RUN
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,15 @@ class CurveFeed:
 
     Every process of a training makes one and gives it the same epochs; only the leader's writes, logs and decides.
 
-    In a job whose loop is the user's (`code.loop`), the leader tells the run as well, and obeys the service.
+    In a job whose loop is the user's (`code.loop`), the leader tells the run as well, and obeys the service; elsewhere
+    it tells a run of its own, if that has a name.
 
     Args:
         framework: Whose numbers they are.
         file: CSV that is written after each epoch; None writes none.
         stop: Stop when the diagnosis says so.
         stop_on: Verdicts at which to stop as soon as they are raised; a single one may be given by itself.
+        run: Name of the run at the service that the profile names; None tells none outside of a job.
 
     Raises:
         HookError: A verdict is unknown, or no reason to stop.
@@ -54,11 +57,14 @@ class CurveFeed:
         *,
         stop: bool = False,
         stop_on: str | Collection[str] = (),
+        run: str | None = None,
     ) -> None:
         self._file = None if file is None else Path(file)
         self._stop, self._stop_on = stop, _verdicts(stop_on)
         self._framework = framework
+        self._name = run
         self._run: RunFeed = NoRun()
+        self._ending = "the training has finished"
         self._unit: Unit = "epoch"
         self._leads = True
         self._rows: dict[int, Row] = {}
@@ -85,7 +91,15 @@ class CurveFeed:
         """Take the curve that a checkpoint holds for that of the epochs before; comes before `begin`."""
         self._rows = {row.at: row for row in rows}
 
-    def begin(self, after: int, *, unit: Unit = "epoch", leads: bool = True, processes: int = 1) -> None:
+    def begin(
+        self,
+        after: int,
+        *,
+        unit: Unit = "epoch",
+        leads: bool = True,
+        processes: int = 1,
+        planned: int | None = None,
+    ) -> None:
         """Begin or go on with a training, whose next row is later than `after`; 0 begins anew.
 
         What is known of later rows, which are trained again, is forgotten. An earlier training's file is written over.
@@ -95,9 +109,11 @@ class CurveFeed:
             unit: What rows are counted in.
             leads: Whether this is the process that writes and decides.
             processes: How many train together.
+            planned: The rows that the training is to have in all; None when that is open.
 
         Raises:
-            HookError: The file is there and something else; or the workers of the job do not train together.
+            HookError: The file is there and something else; the workers of the job do not train together; or the
+                service refuses the run.
         """
         self._unit, self._leads = unit, leads
         known = dict(self._rows)
@@ -106,8 +122,16 @@ class CurveFeed:
         self._rows = {at: known[at] for at in sorted(known) if at <= after}
         with self._harmless():
             self._reread()
-        self._run = feed_of_process(self._framework)
-        self._run.begin(self._number(after), processes)
+        self._ending = "the training has finished"
+        self._run = self._feed_of_run()
+        self._run.begin(
+            Beginning(
+                after=self._number(after),
+                processes=processes,
+                planned=planned,
+                known={self._number(row.at): row for row in self._rows.values() if _is_whole(row)},
+            )
+        )
         missing = [] if unit == "step" else [at for at in range(1, after + 1) if at not in self._rows]
         if missing and leads:
             logger.warning(
@@ -144,19 +168,38 @@ class CurveFeed:
         return stops
 
     def end(self, remedy: str) -> None:
-        """Say so when the training had no epoch with both losses.
+        """Tell the run that the training is over; say so when it had no epoch with both losses.
 
         Args:
             remedy: What the user can do about it.
         """
         if not self.whole:
             self.warn(f"No epoch had both losses, so there is no curve to read; {remedy}")
+        self._run.end(self._ending)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the run what has ended the training."""
+        self._run.end("", error)
 
     def warn(self, message: str) -> None:
         """Log something that the user should know of, once, on the leader."""
         if self._leads and message not in self._told:
             self._told.add(message)
             logger.warning(message, extra={"action": "hook_warning"})
+
+    def _feed_of_run(self) -> RunFeed:
+        job = RUN.get()
+        if job is not None:
+            return JobRun(job, self._framework)
+        if self._name is None or not self._leads:
+            return NoRun()
+        if isinstance(self._run, NoRun):
+            # Only now: it needs pydantic and requests, which a curve in a file does without.
+            from curvewatch_workers.hooks.reported_run import FOLDER, ReportedRunFeed
+
+            folder = Path(FOLDER) if self._file is None else self._file.parent / FOLDER
+            return ReportedRunFeed(self._name, self._framework, folder.absolute())
+        return self._run
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:
@@ -213,6 +256,8 @@ class CurveFeed:
                 extra={"action": "hook_stop" if stops else "hook_verdict", "verdict": str(said.verdict)},
             )
         self._verdict = said.verdict
+        if stops:
+            self._ending = f"stopped by the verdict {said.verdict} after {self._unit} {row.at}"
         return stops
 
 

@@ -24,6 +24,7 @@ class CurvewatchCallback(keras.callbacks.Callback):  # type: ignore[misc] # not 
         validation_loss: Key of the validation loss in the logs.
         stop: Stop when the diagnosis says so.
         stop_on: Verdicts at which to stop as soon as they are raised.
+        run: Name of a run at the service of the profile, which is then told of each epoch; in a job the job's is.
 
     Raises:
         HookError: A verdict is unknown; during the training, when a loss is not in the logs.
@@ -37,10 +38,11 @@ class CurvewatchCallback(keras.callbacks.Callback):  # type: ignore[misc] # not 
         validation_loss: str = "val_loss",
         stop: bool = False,
         stop_on: str | Collection[str] = (),
+        run: str | None = None,
     ) -> None:
         super().__init__()
         self._train_loss, self._validation_loss = train_loss, validation_loss
-        self._feed = CurveFeed("keras", file, stop=stop, stop_on=stop_on)
+        self._feed = CurveFeed("keras", file, stop=stop, stop_on=stop_on, run=run)
         self._begun = False
 
     @property
@@ -56,7 +58,7 @@ class CurvewatchCallback(keras.callbacks.Callback):  # type: ignore[misc] # not 
         """Begin, or go on after the epochs before `initial_epoch`."""
         if not self._begun:
             self._begun = True
-            self._feed.begin(epoch)
+            self._feed.begin(epoch, planned=self.params.get("epochs"))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         """Take in the epoch; stop when the curve says so."""

@@ -38,6 +38,7 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
         validation_loss: Name under which it logs the validation loss.
         stop: Stop when the diagnosis says so.
         stop_on: Verdicts at which to stop as soon as they are raised.
+        run: Name of a run at the service of the profile, which is then told of each epoch; in a job the job's is.
 
     Raises:
         HookError: A verdict is unknown; during the training, when a loss is not logged.
@@ -51,10 +52,11 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
         validation_loss: str = "val_loss",
         stop: bool = False,
         stop_on: str | Collection[str] = (),
+        run: str | None = None,
     ) -> None:
         super().__init__(monitor=validation_loss)
         self._train_loss, self._validation_loss = train_loss, validation_loss
-        self._feed = CurveFeed("lightning", file, stop=stop, stop_on=stop_on)
+        self._feed = CurveFeed("lightning", file, stop=stop, stop_on=stop_on, run=run)
         self._begun = self._trained = self._validated = False
 
     @property
@@ -89,7 +91,10 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
         if not self._begun:
             self._begun = True
             self._feed.begin(
-                trainer.current_epoch, leads=trainer.is_global_zero, processes=trainer.world_size
+                trainer.current_epoch,
+                leads=trainer.is_global_zero,
+                processes=trainer.world_size,
+                planned=_planned(trainer),
             )
         self._trained = True
 
@@ -118,10 +123,19 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
         if trainer.strategy.broadcast(self._feed.add(row)):
             trainer.should_stop = True
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell the run what has ended the training."""
+        self._feed.fail(exception)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so when there was no curve to read."""
         if not trainer.fast_dev_run:
             self._feed.end("give trainer.fit() validation data")
+
+
+def _planned(trainer: Trainer) -> int | None:
+    # -1 is a training without an end; one that ends by steps has as many epochs as it takes.
+    return trainer.max_epochs if (trainer.max_epochs or 0) > 0 and trainer.max_steps < 0 else None
 
 
 def _learning_rate(trainer: Trainer) -> float | None:

@@ -32,6 +32,7 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
             such as `eval_test_loss`.
         stop: Stop when the diagnosis says so.
         stop_on: Verdicts at which to stop as soon as they are raised.
+        run: Name of a run at the service of the profile, which is then told of each epoch; in a job the job's is.
 
     Raises:
         HookError: A verdict is unknown; during the training, when nothing is evaluated or a loss is not logged.
@@ -45,9 +46,10 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
         validation_loss: str = "eval_loss",
         stop: bool = False,
         stop_on: str | Collection[str] = (),
+        run: str | None = None,
     ) -> None:
         self._train_loss, self._validation_loss = train_loss, validation_loss
-        self._feed = CurveFeed("transformers", file, stop=stop, stop_on=stop_on)
+        self._feed = CurveFeed("transformers", file, stop=stop, stop_on=stop_on, run=run)
         self._training = self._by_epoch = False
         self._losses: list[float] = []
         self._others: dict[str, object] = {}
@@ -78,6 +80,7 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
             unit="epoch" if self._by_epoch else "step",
             leads=state.is_world_process_zero,
             processes=args.world_size,
+            planned=_planned(args, state),
         )
 
     def on_log(
@@ -163,6 +166,13 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
             accuracy=accuracy_in(metrics),
             learning_rate=self._learning_rate,
         )
+
+
+def _planned(args: TrainingArguments, state: TrainerState) -> int | None:
+    """Return how many evaluations there will be; None when that is not known."""
+    if args.eval_strategy == "epoch":
+        return math.ceil(state.num_train_epochs) or None
+    return math.ceil(state.max_steps / state.eval_steps) if state.eval_steps and state.max_steps > 0 else None
 
 
 def _of_rank_0(stops: bool, args: TrainingArguments) -> bool:

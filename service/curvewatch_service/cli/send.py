@@ -1,0 +1,73 @@
+"""The `send` command: what trainers outside of the cluster could not tell the service."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from curvewatch_service.cli.options import JsonOption, TokenOption, connect, output, print_json
+
+if TYPE_CHECKING:
+    from curvewatch_workers.contract import ReportedState
+
+_BATCH = 200
+
+
+def send(
+    folder: Annotated[
+        Path, typer.Argument(help="Where the callbacks have kept their runs.", show_default=True)
+    ] = Path("curvewatch-runs"),
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send what callbacks of other trainers have kept of their runs; the service takes each message once."""
+    from pydantic import ValidationError
+
+    from curvewatch_workers.contract import read_state
+
+    paths = sorted(folder.glob("*/reported.json"))
+    if not paths:
+        raise typer.BadParameter(
+            f"{folder} holds no run of a callback; name the folder `curvewatch-runs` that lies beside the curve's file",
+            param_hint="FOLDER",
+        )
+    for path in paths:
+        try:
+            state = read_state(path)
+        except (OSError, ValidationError) as error:
+            typer.echo(f"{path} cannot be read, its run is left out: {error}", err=True)
+            continue
+        told = _send(state, folder, token)
+        if as_json:
+            print_json(json.dumps(told))
+        else:
+            output().print(f"{told['run_id']}: {told['messages']} messages sent to {told['server']}")
+
+
+def _send(state: ReportedState, folder: Path, token: str | None) -> dict[str, Any]:
+    from curvewatch_service.client import Client
+    from curvewatch_workers.contract import RunLayout, keep_state, kept_messages
+
+    spool = RunLayout(folder, state.run_id).spool
+    kept = list(kept_messages(spool))
+    messages = [message for message in kept if message is not None]
+    unreadable = len(kept) - len(messages)
+    if unreadable:
+        typer.echo(f"{spool}: {unreadable} lines cannot be read and are left out", err=True)
+    ingest_token = state.ingest_token
+    if ingest_token is None:
+        with connect(state.server, token) as client:
+            ingest_token = client.put_run(state.run_id, state.run).ingest_token
+        keep_state(folder, state.model_copy(update={"ingest_token": ingest_token}))
+    with Client(state.server, ingest_token) as client:
+        for first in range(0, len(messages), _BATCH):
+            client.ingest(state.run_id, messages[first : first + _BATCH])
+    return {
+        "run_id": state.run_id,
+        "server": state.server,
+        "messages": len(messages),
+        "unreadable": unreadable,
+    }

@@ -1,0 +1,291 @@
+"""Trainers outside of a cluster that report to a real service: what they tell, what they keep, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+import keras
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader
+
+from api_support import ServedApi, serve_api
+from cli_support import Shell
+from curvewatch_service.reconcile import Reconciler
+from curvewatch_service.runs import RunState
+from curvewatch_service.store import Run
+from curvewatch_workers.errors import HookError
+from curvewatch_workers.hooks import keras as keras_hook
+from curvewatch_workers.hooks import lightning as lightning_hook
+from curvewatch_workers.hooks import reported_run
+from curvewatch_workers.hooks import transformers as transformers_hook
+from curvewatch_workers.hooks.curve_feed import CurveFeed
+from curvewatch_workers.hooks.curve_file import Row
+from hook_support import make_datasets
+from ray_support import free_port
+from unit.test_hook_keras import fit
+from unit.test_hook_lightning import Classifier
+from unit.test_hook_transformers import make_trainer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*(bottleneck|isn't supported|TreeSpec|log|is not empty).*"),
+]
+ROWS = [Row(at=n, train=1 / n, validation=1 / n + 0.1, accuracy=0.5, learning_rate=0.1) for n in range(1, 9)]
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from curvewatch_workers.hooks.curve_feed import CurveFeed
+from curvewatch_workers.hooks.curve_file import Row
+
+feed = CurveFeed("keras", "curve.csv", run="net")
+feed.begin(0, planned=8)
+for n in (1, 2, 3):
+    feed.add(Row(at=n, train=1 / n, validation=1 / n + 0.1, accuracy=0.5, learning_rate=0.1))
+if sys.argv[1] == "raise":
+    raise ZeroDivisionError("the data has run out")
+if sys.argv[1] == "kill":
+    spools = list(Path("curvewatch-runs").glob("*/spool/*.jsonl"))
+    while spools[0].read_text().count("\\n") < 4:
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "interrupt":
+    raise KeyboardInterrupt
+"""
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServedApi]:
+    with serve_api(tmp_path / "service") as served:
+        name_service(monkeypatch, served.url, served.token)
+        yield served
+
+
+def name_service(monkeypatch: pytest.MonkeyPatch, url: str, token: str) -> None:
+    monkeypatch.setenv("CURVEWATCH_SERVER", url)
+    monkeypatch.setenv("CURVEWATCH_TOKEN", token)
+
+
+def the_run(api: ServedApi) -> Run:
+    """Return the only run, after a look of the reconciler."""
+    Reconciler(api.services.store, api.cluster, api.services.settings).step()
+    (run,) = api.services.store.runs()
+    return run
+
+
+def losses(api: ServedApi, run: Run) -> list[tuple[float, float]]:
+    return [(record.train.loss, record.validation.loss) for record in api.services.store.epochs(run.run_id)]
+
+
+def test_a_keras_training_is_a_run_with_the_numbers_of_keras(api: ServedApi, tmp_path: Path) -> None:
+    callback = keras_hook.CurvewatchCallback(tmp_path / "curve.csv", stop=True, run="net")
+    history = fit(callback, epochs=60)
+    run = the_run(api)
+    assert losses(api, run) == list(zip(history["loss"], history["val_loss"], strict=True))
+    told = [record.validation.metric_values["accuracy"] for record in api.services.store.epochs(run.run_id)]
+    assert told == history["val_accuracy"]
+    assert (run.state, run.spec.training.epochs, run.world_size) == (RunState.SUCCEEDED, 60, 1)
+    assert run.diagnosis is not None
+    assert run.diagnosis["verdict"] == callback.diagnosis.verdict
+    assert (
+        run.reason
+        == f"stopped by the verdict {callback.diagnosis.verdict} after epoch {len(history['loss'])}"
+    )
+    events = {event.reason: event.message for event in api.services.store.events(run.run_id)}
+    assert "the means that keras reports" in events["means_of_framework"]
+
+
+def test_a_stop_at_the_service_ends_the_training(api: ServedApi) -> None:
+    def stop(epoch: int, logs: object) -> None:  # noqa: ARG001 - Keras names it
+        if epoch == 2:
+            api.services.store.stop(api.services.store.runs()[0].run_id, actor="ada")
+
+    callback = keras_hook.CurvewatchCallback(run="net")
+    stopping = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+    history = fit(callback, stopping, epochs=100_000)
+    run = the_run(api)
+    assert (run.state, run.reason) == (RunState.STOPPED, "stopped on request")
+    assert 3 <= len(history["loss"]) == run.epoch < 100_000
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_lightning_tells_what_has_ended_it(api: ServedApi) -> None:
+    class Failing(Classifier):
+        def on_train_epoch_start(self) -> None:
+            if self.current_epoch == 3:
+                raise ZeroDivisionError("the data has run out")
+
+    train, validation = make_datasets(healthy=True)
+    trainer = pl.Trainer(
+        max_epochs=9,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[lightning_hook.CurvewatchCallback(run="net")],
+    )
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(Failing(healthy=True), DataLoader(train, 64), DataLoader(validation, 64))
+    run = the_run(api)
+    assert (run.state, run.epoch, run.spec.training.epochs) == (RunState.FAILED, 3, 9)
+    assert run.reason == "ZeroDivisionError: the data has run out"
+    assert run.traceback is not None
+    assert "on_train_epoch_start" in run.traceback
+
+
+def test_hugging_face_reports_its_evaluations(api: ServedApi, tmp_path: Path) -> None:
+    trainer = make_trainer(transformers_hook.CurvewatchCallback(run="net"), tmp_path, healthy=True, epochs=3)
+    trainer.train()
+    run = the_run(api)
+    assert (run.state, run.epoch, run.spec.training.epochs) == (RunState.SUCCEEDED, 3, 3)
+    wanted = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert [validation for _, validation in losses(api, run)] == wanted
+
+
+def report(*rows: Row, after: int = 0, ends: bool = True, file: Path | None = None) -> CurveFeed:
+    feed = CurveFeed("keras", file, run="net")
+    feed.begin(after, planned=8)
+    for row in rows:
+        feed.add(row)
+    if ends:
+        feed.end("")
+    return feed
+
+
+def run_script(how: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT, how]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "state", "reason"),
+    [
+        ("raise", RunState.FAILED, "ZeroDivisionError: the data has run out"),
+        ("interrupt", RunState.STOPPED, "interrupted"),
+        ("return", RunState.FAILED, "RuntimeError: the program ended before the training did"),
+    ],
+)
+def test_a_program_that_ends_in_the_middle_says_how(
+    api: ServedApi, tmp_path: Path, how: str, state: RunState, reason: str
+) -> None:
+    run_script(how, tmp_path)
+    run = the_run(api)
+    assert (run.state, run.reason, run.epoch) == (state, reason, 3)
+
+
+def test_a_killed_training_goes_on_as_the_same_run(api: ServedApi, tmp_path: Path) -> None:
+    assert run_script("kill", tmp_path).returncode == -signal.SIGKILL
+    report(*ROWS[2:5], after=2, file=tmp_path / "curve.csv")
+    run = the_run(api)
+    assert (run.state, run.attempt, run.epoch) == (RunState.SUCCEEDED, 2, 5)
+    assert losses(api, run) == [(row.train, row.validation) for row in ROWS[:5]]
+    assert "after epoch 2" in next(
+        event.message for event in api.services.store.events(run.run_id) if event.reason == "worker_restart"
+    )
+
+
+def test_what_goes_on_after_its_end_is_a_new_run_with_the_curve_so_far(
+    api: ServedApi, tmp_path: Path
+) -> None:
+    report(*ROWS[:3], file=tmp_path / "curve.csv")
+    first = the_run(api)
+    report(*ROWS[3:5], after=3, file=tmp_path / "curve.csv")
+    Reconciler(api.services.store, api.cluster, api.services.settings).step()
+    newest, before = api.services.store.runs()
+    assert before.run_id == first.run_id
+    assert (newest.attempt, newest.epoch, newest.state) == (1, 5, RunState.SUCCEEDED)
+    assert losses(api, newest) == [(row.train, row.validation) for row in ROWS[:5]]
+
+
+def test_a_run_that_the_service_has_ended_goes_on_as_a_new_one(api: ServedApi, tmp_path: Path) -> None:
+    run_script("kill", tmp_path)
+    left = the_run(api)
+    api.services.store.transition(left.run_id, RunState.LOST, expected=set(RunState), reason="x", message="x")
+    report(*ROWS[2:5], after=2, file=tmp_path / "curve.csv")
+    assert api.services.store.run(left.run_id).attempt <= 1
+    newest = api.services.store.runs()[0]
+    assert losses(api, newest) == [(row.train, row.validation) for row in ROWS[:5]]
+
+
+def test_a_service_that_is_away_costs_nothing_and_gets_all_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reported_run, "_FLUSH_SECONDS", 0.2)
+    name_service(monkeypatch, f"http://127.0.0.1:{free_port()}", "cw_anything")
+    report(*ROWS[:4])
+    shell = Shell(capsys, monkeypatch)
+    assert "no Curvewatch service answers" in shell("send").err
+    with serve_api(tmp_path / "service") as api:
+        name_service(monkeypatch, api.url, api.token)
+        (state,) = (tmp_path / "curvewatch-runs").glob("*/reported.json")
+        # The service is where it was thought to be: tests cannot start it at a port that is known beforehand.
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"server": api.url}))
+        sent = shell("send", "--json")
+        assert json.loads(sent.out)["messages"] == 6, sent.err
+        run = the_run(api)
+        assert (run.state, run.epoch) == (RunState.SUCCEEDED, 4)
+        assert losses(api, run) == [(row.train, row.validation) for row in ROWS[:4]]
+        assert shell("send").code == 0
+        assert len(api.services.store.runs()) == 1
+
+
+def test_what_is_kept_is_for_the_user_alone(api: ServedApi, tmp_path: Path) -> None:
+    report(*ROWS[:1])
+    (state,) = (tmp_path / "curvewatch-runs").glob("*/reported.json")
+    assert stat.S_IMODE(state.stat().st_mode) == 0o600
+    kept = json.loads(state.read_text())
+    assert kept["ended"]
+    assert api.token not in state.read_text()
+
+
+@pytest.mark.usefixtures("api")
+def test_a_wrong_token_is_told_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURVEWATCH_TOKEN", "cw_wrong")
+    with pytest.raises(HookError, match="does not take the run: the token is not one of this service's"):
+        report()
+
+
+def test_without_a_profile_it_is_said_where_one_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURVEWATCH_PROFILE", "/nowhere/profile.json")
+    with pytest.raises(HookError, match=r"no profile at /nowhere.*CURVEWATCH_SERVER"):
+        report()
+    monkeypatch.setenv("CURVEWATCH_SERVER", "http://127.0.0.1:1")
+    with pytest.raises(HookError, match="CURVEWATCH_TOKEN is not"):
+        report()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 64, "../x"])
+@pytest.mark.usefixtures("api")
+def test_a_name_that_no_run_can_have_is_refused(name: str) -> None:
+    with pytest.raises(HookError, match="a run's name is letters"):
+        CurveFeed("keras", None, run=name).begin(0)
+
+
+def test_other_ranks_tell_nothing(api: ServedApi) -> None:
+    feed = CurveFeed("keras", None, run="net")
+    feed.begin(0, leads=False, processes=2)
+    feed.add(ROWS[0])
+    feed.end("")
+    assert not api.services.store.runs()
+
+
+def test_a_folder_without_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Shell(capsys, monkeypatch)("send", tmp_path)
+    assert result.code == 2
+    assert "no run of a callback" in " ".join(result.err.replace("│", " ").split())

@@ -1,0 +1,321 @@
+"""A run of a service that a trainer outside of its cluster reports, whatever becomes of the service meanwhile."""
+
+from __future__ import annotations
+
+import atexit
+import datetime as dt
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import requests
+from pydantic import ValidationError
+
+from curvewatch_workers.contract import (
+    AttemptStarted,
+    Control,
+    EpochFinished,
+    IngestMessage,
+    Outcome,
+    Profile,
+    ProfileError,
+    ReportedRun,
+    ReportedRunAnswer,
+    ReportedState,
+    RunFinished,
+    RunLayout,
+    keep_state,
+    kept_messages,
+    new_run_id,
+    read_profile,
+    read_state,
+)
+from curvewatch_workers.deadline import DeadlineSession
+from curvewatch_workers.errors import HookError
+from curvewatch_workers.hooks.curve_file import Row
+from curvewatch_workers.hooks.run_feed import Beginning, Stopwatch, record_of
+from curvewatch_workers.reporter import HttpPost, Refused, SpoolingReporter, Undeliverable, is_final
+
+logger = logging.getLogger(__name__)
+
+FOLDER: Final = "curvewatch-runs"
+"""Where what is told of runs is kept until the service has it: beside the curve's file, else where the trainer runs."""
+_POLL_SECONDS: Final = 5.0
+"""Between two questions whether to go on; they tell the service that the trainer lives."""
+_REQUEST_SECONDS: Final = 10.0
+_FLUSH_SECONDS = 15.0
+"""How long a training that is over waits for the service."""
+_INTERRUPTED = KeyboardInterrupt | SystemExit
+
+
+class ReportedRunFeed:
+    """Tells a service of a training; the service need not be there meanwhile.
+
+    Args:
+        name: Name of the run.
+        framework: What trains it, and whose means the numbers are.
+        folder: Where to keep what is told.
+
+    Raises:
+        HookError: The name or the profile cannot be used.
+    """
+
+    def __init__(self, name: str, framework: str, folder: Path) -> None:
+        self._name, self._framework, self._folder = name, framework, folder
+        self._profile = _profile()
+        _described(name, framework, planned=None, processes=1)
+        self._state: ReportedState | None = None
+        self._reporter: SpoolingReporter | None = None
+        self._watch = Stopwatch()
+
+    def begin(self, beginning: Beginning) -> None:
+        """Make a run, or go on with the one that a crash has left.
+
+        Raises:
+            HookError: The service refuses it, or what is told cannot be kept.
+        """
+        self.end("", KeyboardInterrupt("the training began anew"))
+        run = _described(self._name, self._framework, beginning.planned, beginning.processes)
+        left = self._left() if beginning.after else None
+        try:
+            registration = self._registered(run, left)
+            state = registration.state
+            spool = RunLayout(self._folder, state.run_id).spool
+            unheard = [message for message in kept_messages(spool) if message is not None]
+            reporter = SpoolingReporter(
+                spool / f"attempt-{state.attempt:06d}.jsonl",
+                registration,
+                poll_seconds=_POLL_SECONDS,
+                flush_seconds=_FLUSH_SECONDS,
+                remedy=f"`curvewatch send {self._folder}` sends what is kept, when the service is back",
+            )
+        except OSError as error:
+            raise HookError(
+                f"what is told of run {self._name!r} cannot be kept in {self._folder}: {error}"
+            ) from error
+        self._state, self._reporter = state, reporter
+        atexit.register(self._leave)
+        # Of these the service may lack the last, and takes none twice.
+        for message in unheard:
+            reporter.send(message)
+        now = dt.datetime.now(dt.UTC)
+        reporter.send(
+            AttemptStarted(
+                attempt=state.attempt,
+                world_size=beginning.processes,
+                time=now,
+                resumed_after_epoch=beginning.after,
+            )
+        )
+        if state.attempt == 1:
+            for epoch, row in beginning.known.items():
+                self._send(epoch, row, now, 0.0)
+        self._watch = Stopwatch()
+
+    def tell(self, epoch: int, row: Row) -> bool:
+        """Tell a finished epoch; return whether the service wants the run to end."""
+        self._send(epoch, row, *self._watch.lap())
+        return self._reporter is not None and self._reporter.control() is Control.STOP
+
+    def note(self, epoch: int) -> None:
+        """Do nothing: only the leader has this feed."""
+
+    def end(self, reason: str, error: BaseException | None = None) -> None:
+        """Say that the training is over, and wait for the service for a while."""
+        reporter, state, self._reporter = self._reporter, self._state, None
+        if reporter is None or state is None:
+            return
+        atexit.unregister(self._leave)
+        outcome, text, trace = Outcome.SUCCEEDED, reason, None
+        if isinstance(error, _INTERRUPTED):
+            outcome, text = Outcome.STOPPED, str(error) or "interrupted"
+        elif error is not None:
+            outcome, text = Outcome.FAILED, f"{type(error).__name__}: {error}"
+            trace = "".join(traceback.format_exception(error))
+        elif reporter.control() is Control.STOP:
+            outcome, text = Outcome.STOPPED, "stopped on request"
+        reporter.send(
+            RunFinished(
+                submission=1,
+                time=dt.datetime.now(dt.UTC),
+                outcome=outcome,
+                reason=text[:4096],
+                traceback=None if trace is None else trace[-65536:],
+            )
+        )
+        reporter.close()
+        layout = RunLayout(self._folder, state.run_id)
+        try:
+            keep_state(self._folder, read_state(layout.reported).model_copy(update={"ended": True}))
+        except (OSError, ValidationError) as trouble:
+            logger.warning("%s: %s", layout.reported, trouble, extra={"action": "reported_state_not_kept"})
+
+    def _leave(self) -> None:
+        """Say how the program ends whose training did not tell its end."""
+        error = getattr(sys, "last_value", None)
+        self.end("", error or RuntimeError("the program ended before the training did"))
+
+    def _send(self, epoch: int, row: Row, started_at: dt.datetime, seconds: float) -> None:
+        if self._reporter is None or self._state is None:
+            return
+        state = self._state
+        record = record_of(
+            row,
+            started_at,
+            seconds,
+            run_id=state.run_id,
+            attempt=state.attempt,
+            epoch=epoch,
+            ranks=state.run.world_size,
+            framework=self._framework,
+        )
+        self._reporter.send(EpochFinished(record=record))
+
+    def _left(self) -> ReportedState | None:
+        """Return the latest run of this name that has not told its end to the same service."""
+        states = []
+        for path in self._folder.glob("*/reported.json"):
+            try:
+                states.append((path.stat().st_mtime, read_state(path)))
+            except (OSError, ValidationError):
+                continue
+        ours = [
+            (at, state)
+            for at, state in states
+            if state.run.name == self._name and state.server == self._profile.server
+        ]
+        latest = max(ours, key=lambda one: one[0])[1] if ours else None
+        return None if latest is None or latest.ended else latest
+
+    def _registered(self, run: ReportedRun, left: ReportedState | None) -> Registration:
+        new = ReportedState(run_id=new_run_id(run.name), run=run, server=self._profile.server, attempt=1)
+        state = new if left is None else left.model_copy(update={"run": run, "attempt": left.attempt + 1})
+        registration = Registration(state, self._profile, self._folder)
+        try:
+            registration.make()
+        except Refused as error:
+            if left is not None and isinstance(error, Taken):
+                # The service holds it for ended: the training goes on as a new run, with the curve so far.
+                return self._registered(run, None)
+            raise HookError(
+                f"CurvewatchCallback(run={self._name!r}): {self._profile.server} does not take the run: {error}"
+            ) from error
+        except Undeliverable as error:
+            logger.warning(
+                "Run %s is told to %s as soon as it answers (%s); until then its epochs are kept in %s",
+                state.run_id,
+                self._profile.server,
+                error,
+                self._folder,
+                extra={"action": "reported_run_waits"},
+            )
+        else:
+            logger.info(
+                "Run %s: %s/runs/%s",
+                state.run_id,
+                self._profile.server,
+                state.run_id,
+                extra={"action": "reported_run", "run_id": state.run_id},
+            )
+        return registration
+
+
+class Taken(Refused):
+    """The run's id is another's, or the run has ended."""
+
+
+class Registration:
+    """Makes the run at the service before the first message, once the service answers; sends what comes then.
+
+    Args:
+        state: The run; kept in its folder.
+        profile: The service, and its user.
+        folder: Folder of the runs.
+
+    Raises:
+        OSError: The state cannot be kept.
+    """
+
+    def __init__(self, state: ReportedState, profile: Profile, folder: Path) -> None:
+        self.state = state
+        self._profile, self._folder = profile, folder
+        self._post: HttpPost | None = None
+        keep_state(folder, state)
+
+    def __call__(self, messages: Sequence[IngestMessage]) -> Control:
+        """Send messages."""
+        post = self._post or self.make()
+        try:
+            return post(tuple(messages))
+        except Refused as error:
+            if error.status != 401:
+                raise
+            # Not for ever, and no reason to stop: a later start has the run, or the service has lost it.
+            raise Undeliverable(f"the run has another token by now, or is gone: {error}") from error
+
+    def make(self) -> HttpPost:
+        """Make the run, or shut out an earlier process of it.
+
+        Raises:
+            Taken: The id cannot be used.
+            Refused: The service will never take it.
+            Undeliverable: It does not answer now.
+        """
+        session, address = (
+            DeadlineSession(),
+            f"{self._profile.server.rstrip('/')}/api/v1/runs/{self.state.run_id}",
+        )
+        session.headers.update(
+            {"Authorization": f"Bearer {self._profile.token}", "Content-Type": "application/json"}
+        )
+        body = self.state.run.model_dump_json()
+        try:
+            with session:
+                response = session.send_within(_REQUEST_SECONDS, address, body, method="PUT")
+        except requests.RequestException as error:
+            raise Undeliverable(str(error)) from error
+        if not response.ok:
+            raise _refusal(response)
+        try:
+            token = ReportedRunAnswer.model_validate_json(response.content).ingest_token
+        except ValidationError as error:
+            raise Undeliverable(f"{response.status_code}, but no answer of a Curvewatch service") from error
+        self.state = self.state.model_copy(update={"ingest_token": token})
+        keep_state(self._folder, self.state)
+        self._post = HttpPost(f"{address}/ingest", token)
+        return self._post
+
+
+def _refusal(response: requests.Response) -> Exception:
+    try:
+        detail = str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        detail = response.text[:500]
+    if response.status_code == 409:
+        return Taken(detail, response.status_code)
+    if is_final(response.status_code):
+        return Refused(detail, response.status_code)
+    return Undeliverable(f"{response.status_code}: {detail}")
+
+
+def _profile() -> Profile:
+    try:
+        return read_profile()
+    except ProfileError as error:
+        raise HookError(f"CurvewatchCallback(run=...): {error}") from error
+
+
+def _described(name: str, framework: str, planned: int | None, processes: int) -> ReportedRun:
+    try:
+        return ReportedRun(name=name, trained_by=framework, epochs=planned, world_size=processes)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        rule = (
+            "a run's name is letters, digits, `.`, `_` and `-`, at most 63 characters, the first and last no mark"
+            if wrong["loc"] == ("name",)
+            else f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}"
+        )
+        raise HookError(f"CurvewatchCallback(run={name!r}): {rule}; choose another") from error
