@@ -69,7 +69,10 @@ def test_a_rule_that_finds_nothing_is_found(rule: Rule, monkeypatch: pytest.Monk
 SETTINGS = [
     *((rising, name) for name in ("RISE", "CLEAR_RISE", "FALL", "BY_HEART", "BLOW_UP", "EARLY_BLOW_UP")),
     *((rising, name) for name in ("EXPLODED", "LEFT_BEHIND", "ACCURACY_LOSS", "JUMP", "JUMPY")),
-    *((resting, name) for name in ("HIGH", "MIDDLE", "SLOWING", "ACCURATE", "INACCURATE", "LEAST_HALT")),
+    *(
+        (resting, name)
+        for name in ("HIGH", "MIDDLE", "SLOWING", "ACCURATE", "INACCURATE", "LEAST_HALT", "AHEAD")
+    ),
     *((trend, name) for name in ("HEIGHT_PER_LOOK", "LINE_PER_LOOK")),
     *((stopping, name) for name in ("WORSE_AGE", "LEAST_WAIT", "HOPE")),
 ]
@@ -94,6 +97,10 @@ DEFECTS: list[tuple[Any, str, Any]] = [
     (rising, "_accuracy_kept", lambda *_: None),
     (rising, "_rises_clearly", lambda *_: False),
     (resting, "_is_accurate", lambda *_: False),
+    (resting, "_may_come_down", lambda *_: False),
+    (resting, "_may_come_down", lambda *_: True),
+    (resting, "_may_fall", lambda *_: False),
+    (resting, "_falls_through_noise", lambda *_: False),
     (trend.Trend, "is_recovering", lambda *_: False),
     (trend.Trend, "rise_beats_noise", True),
     (trend.Trend, "held_rise", property(lambda self: self.level - self.low)),

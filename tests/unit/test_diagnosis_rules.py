@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from curvewatch_workers.diagnosis import Curve, Diagnosis, Verdict, diagnose
+from curvewatch_workers.diagnosis import Curve, Diagnosis, Verdict, diagnose, diagnoses
 
 
 def read(
@@ -268,3 +268,50 @@ def test_a_rise_within_one_standard_error_is_none(error: float, verdict: str) ->
     curve = Curve(train=train, validation=validation, validation_errors=(error,) * 20)
 
     assert diagnose(curve).verdict == verdict
+
+
+def raised(train: Sequence[float], validation: Sequence[float]) -> set[Verdict]:
+    """Return every verdict that is raised at any epoch."""
+    return {one.verdict for one in diagnoses(Curve(train=tuple(train), validation=tuple(validation)))}
+
+
+@pytest.mark.parametrize("pace", [20, 50])
+def test_a_slow_fall_is_not_taken_for_rest_because_noise_hides_it(pace: float) -> None:
+    fall = series(100, lambda epoch: 0.05 + 0.95 * math.exp(-epoch / pace))
+    at_rest = 0
+    for seed in range(60):
+        noise = random.Random(seed)
+        train = [loss * (1 + noise.gauss(0, 0.025)) for loss in fall]
+        validation = [loss * (1 + noise.gauss(0, 0.05)) for loss in fall]
+        at_rest += not raised(train, validation).isdisjoint({Verdict.UNDERFITTING, Verdict.PLATEAU})
+
+    assert at_rest <= 6
+
+
+def test_a_root_that_falls_ever_slower_is_no_plateau_because_noise_hides_it() -> None:
+    fall = series(60, lambda epoch: 0.1 + 0.9 / math.sqrt(1 + epoch))
+    for seed in range(40):
+        noise = random.Random(seed)
+        train = [loss * (1 + noise.gauss(0, 0.025)) for loss in fall]
+        validation = [loss * (1 + noise.gauss(0, 0.05)) for loss in fall]
+        assert Verdict.PLATEAU not in raised(train, validation)
+
+
+def test_a_noisy_loss_that_rests_high_up_is_seen_in_time() -> None:
+    rest = series(20, lambda epoch: 0.8 + 0.2 * math.exp(-epoch / 2))
+    seen = sum(
+        read(noisy(rest, 0.012, seed), noisy(rest, 0.03, seed + 100)).verdict is Verdict.UNDERFITTING
+        for seed in range(60)
+    )
+
+    assert seen >= 56
+
+
+def test_a_line_shows_a_fall_that_the_noise_of_two_epochs_hides() -> None:
+    fall = series(40, lambda epoch: 1 - 0.008 * epoch)
+    slow = sum(
+        read(noisy(fall, 0.03, seed), noisy(fall, 0.03, seed + 100)).verdict is Verdict.SLOW_CONVERGENCE
+        for seed in range(60)
+    )
+
+    assert slow >= 57

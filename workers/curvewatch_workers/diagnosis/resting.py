@@ -15,6 +15,7 @@ from curvewatch_workers.diagnosis.findings import (
 )
 from curvewatch_workers.diagnosis.reading import Reading
 from curvewatch_workers.diagnosis.rising import RISE
+from curvewatch_workers.diagnosis.stopping import HOPE
 from curvewatch_workers.diagnosis.trend import CALM, FLAT, Trend
 from curvewatch_workers.diagnosis.verdict import Verdict
 
@@ -35,6 +36,8 @@ STEP: Final = 0.05
 """Share of all it learned that a loss gains in the epoch before it halts at once."""
 FAR: Final = 5.0
 """Times that a bar is as high as what was seen, from which a good fit cannot be better."""
+AHEAD: Final = 1.5
+"""Epochs, by those so far, within which the noise must not let a high loss come down for it to be one at rest."""
 LEAST_HALT: Final = 5
 """Epochs that a halt lasts at least; and never less than a quarter of the run."""
 
@@ -79,11 +82,13 @@ def high(reading: Reading) -> Finding | None:
         return None
     third = reading.epochs // 3
     since = reading.epochs - third
-    if not reading.train.rests(third, SLOWING):
+    if not reading.train.rests(third, SLOWING) or _falls_through_noise(reading.train):
         return _slow(reading, since) if reading.remaining > HIGH else None
     inaccurate = reading.accuracy is not None and reading.accuracy.level < INACCURATE
     if reading.remaining <= HIGH and not inaccurate:
         return None
+    if reading.remaining > HIGH and _may_come_down(reading):
+        return _hidden(reading)
     accuracy = f", with an accuracy of {percent(reading.accuracy.level)}" if reading.accuracy else ""
     return Finding(
         verdict=Verdict.UNDERFITTING,
@@ -98,6 +103,32 @@ def high(reading: Reading) -> Finding | None:
     )
 
 
+def _falls_through_noise(trend: Trend) -> bool:
+    """Tell whether a straight line shows a fall that the noise hides from one smoothed value to the next."""
+    half = len(trend.values) // 2
+    return trend.hides(SLOWING) and trend.sure_fall(half) > SLOWING * trend.learned
+
+
+def _may_come_down(reading: Reading) -> bool:
+    """Tell whether the noise leaves open a fall that would bring the train loss down in time."""
+    train = reading.train
+    if not train.hides(SLOWING):
+        return False
+    latest = reading.epochs * 2 // 3
+    ahead = train.possible_fall(latest) * AHEAD * reading.epochs / latest
+    return reading.remaining - ahead / train.start <= HIGH
+
+
+def _hidden(reading: Reading) -> Finding:
+    message = f"{_left(reading)}; the noise hides whether it still comes down."
+    return Finding(
+        verdict=Verdict.TOO_EARLY,
+        summary="The loss is still high, and too noisy so far to tell whether it comes down.",
+        evidence=(evidence("loss_high", message, (1, reading.epochs), reading.train_losses),),
+        strength=math.inf,
+    )
+
+
 def flat_midway(reading: Reading) -> Finding | None:
     """Both losses came down part of the way, and have been flat for half of the run."""
     if reading.epochs < FIRST_LOOK or not reading.has_zero or _is_accurate(reading):
@@ -105,7 +136,7 @@ def flat_midway(reading: Reading) -> Finding | None:
     half = reading.epochs // 2
     if reading.remaining <= MIDDLE or not (reading.train.rests(half) and reading.validation.rests(half)):
         return None
-    if reading.rates.is_above(half):
+    if reading.rates.is_above(half) or _may_fall(reading.train, half):
         return None
     since = reading.epochs - half
     return Finding(
@@ -170,6 +201,11 @@ def _slow(reading: Reading, since: int) -> Finding:
 
 def _left(reading: Reading) -> str:
     return f"{percent(reading.remaining)} of the first train loss is left after {reading.epochs} epochs"
+
+
+def _may_fall(trend: Trend, epochs: int) -> bool:
+    """Tell whether the noise leaves open that a loss which seems to rest fell by more than a stop would risk."""
+    return trend.hides(FLAT) and trend.possible_fall(epochs) > HOPE * trend.learned
 
 
 def _halted_after(trend: Trend) -> int | None:

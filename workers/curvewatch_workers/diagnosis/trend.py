@@ -186,10 +186,17 @@ class Trend:
 
         That is the fall of a straight line through so many latest ones, and twice its standard error.
         """
+        return self._fall_of_line(epochs, DOUBT_OF_LINE)
+
+    def sure_fall(self, epochs: int) -> float:
+        """Return by how much the series falls at least in so many epochs, by the same line; below 0 if it may not."""
+        return self._fall_of_line(epochs, -DOUBT_OF_LINE)
+
+    def _fall_of_line(self, epochs: int, doubt: float) -> float:
         latest = self.values[-epochs:]
         count = len(latest)
         error = count / math.sqrt(count * (count * count - 1) / 12)
-        return error * (DOUBT_OF_LINE * self.noise - _rise_of_line(latest))
+        return error * (doubt * self.noise - _rise_of_line(latest))
 
     def noise_bar(self, strength: float) -> float:
         """Return `strength` times the noise that is left in one smoothed value."""
@@ -202,6 +209,10 @@ class Trend:
     def rests(self, epochs: int, share: float = FLAT) -> bool:
         """Tell whether the latest epochs gained next to nothing of what was learned, or only noise."""
         return self.gain_over(epochs) <= max(share * self.learned, self.noise_bar(CALM))
+
+    def hides(self, share: float) -> bool:
+        """Tell whether a gain of a share of what was learned would be lost in the noise."""
+        return self.noise_bar(CALM) > share * self.learned
 
     def is_recovering(self) -> bool:
         """Tell whether more than half of the rise since the best is gone again."""
