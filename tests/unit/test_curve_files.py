@@ -20,7 +20,7 @@ from curve_generator import make_curve, prefix
 from curvewatch_service.cli import main
 from curvewatch_service.curve_files import Columns, NamedCurve, read_curves
 from curvewatch_service.errors import CurveFileError
-from curvewatch_workers.diagnosis import Verdict, diagnose, diagnoses
+from curvewatch_workers.diagnosis import Curve, Verdict, diagnose, diagnoses
 
 TRAIN, VALIDATION, ACCURACY = [0.9, 0.6, 0.4, 0.3], [0.95, 0.7, 0.65, 0.8], [0.6, 0.7, 0.75, 0.74]
 
@@ -224,8 +224,61 @@ def test_a_line_may_have_learning_rates(tmp_path: Path) -> None:
     assert [str(rate) for rate in known.curve.learning_rates] == ["0.1", "nan", "0.01", "0.001"]
     assert unknown.curve.learning_rates == ()
     path.write_text(json.dumps({**with_rates, "lr": [0.1]}))
-    with pytest.raises(CurveFileError, match="train has 4, learning_rates has 1"):
-        read_curves(path, Columns())
+    (short,) = read_curves(path, Columns())
+    assert [str(rate) for rate in short.curve.learning_rates] == ["0.1", "nan", "nan", "nan"]
+
+
+def test_of_lists_that_differ_in_length_the_epochs_of_both_losses_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "curves.jsonl"
+    line = {
+        "id": "a",
+        "train_loss": [*TRAIN, 0.1],
+        "val_loss": VALIDATION,
+        "val_acc": [0.5] * 9,
+        "lr": [1] * 7,
+    }
+    path.write_text(json.dumps(line))
+    (one,) = read_curves(path, Columns())
+
+    assert one.curve == Curve(
+        train=tuple(TRAIN),
+        validation=tuple(VALIDATION),
+        metrics={"accuracy": (0.5,) * 4},
+        learning_rates=(1.0,) * 4,
+    )
+    assert one.left_out == 1
+
+
+BAD_LINES = {
+    "train_loss must be a list": '{"id": "b", "train_loss": null, "val_loss": [1]}',
+    "val_loss must be a list": '{"id": "b", "train_loss": [1]}',
+    "val_loss, epoch 2 is 'x', not a number": '{"id": "b", "train_loss": [1, 1], "val_loss": [1, "x"]}',
+    "is no JSON": '{"id": "b", "train_loss": [1, 1], "val_l',
+    "is no object": "[1, 2]",
+}
+
+
+@pytest.mark.parametrize("told", BAD_LINES)
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_line_without_a_curve_costs_the_others_nothing(
+    told: str,
+    piped: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = '{{"id": "{}", "train_loss": [1, 0.5], "val_loss": [1, 0.6]}}'
+    path = tmp_path / "curves.jsonl"
+    path.write_text("\n".join([good.format("a"), BAD_LINES[told], good.format("c"), ""]))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(path.read_text()))
+
+    assert run(monkeypatch, "-" if piped else path, "--online", "--json") == 0
+
+    captured = capsys.readouterr()
+    assert [json.loads(line)["id"] for line in captured.out.splitlines()] == ["a", "c"]
+    assert captured.err.startswith("left out: " + ("line 2" if piped else f"{path}, line 2"))
+    assert told in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_columns_can_be_named_in_any_spelling(tmp_path: Path) -> None:
@@ -271,11 +324,10 @@ def test_what_is_not_finite_stays_so(tmp_path: Path) -> None:
         ("a.json", "[1, 2]", "not one of rows"),
         ("a.json", "{}", "there are none with numbers"),
         ("a.json", '{"log_history": [1, 2]}', "not one of rows"),
-        ("a.jsonl", '{"id": 1, "train_loss": [1], "val_loss": [1, 2]}', "train has 1, validation has 2"),
         (
             "a.jsonl",
-            '{"id": 1, "train_loss": [1], "val_loss": [1]}\n{"id": 2}',
-            "line 2: train_loss must be a list",
+            '{"id": 1, "train_loss": [1], "val_loss": 1}\n{"id": 2}',
+            "line 1 (id 1): val_loss must be a list",
         ),
         ("a.jsonl", '{"train_loss": [1], "val_loss": [[]]}', "val_loss, epoch 1 is [], not a number"),
         ("a.jsonl", '{"train_loss": ["x"], "val_loss": [1]}', "train_loss, epoch 1 is 'x', not a number"),
@@ -458,7 +510,8 @@ def test_a_mistake_ends_with_one_sentence(
     ("text", "code", "told"),
     [
         ("\n", 2, "standard input has no curve"),
-        ('{"id": "a", "train_loss": [1, 1], "val_loss": [1]}\n', 2, "line 1: each series"),
+        ('{"id": "a", "train_loss": [1, 1]}\n', 2, "line 1 (id 'a'): val_loss must be a list"),
+        ('{"id": "a", "train_loss": [1, 1], "val_loss": []}\n', 0, "2 epochs lack one of both losses"),
         ('{"id": "a", "train_loss": [], "val_loss": []}\n', 0, ""),
     ],
 )

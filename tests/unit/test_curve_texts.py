@@ -168,7 +168,7 @@ def metrics_in_no_text(folder: Path) -> Path:
         (write("lóss,val_loss\n".encode("latin-1")), "cannot be read as text"),
         (write(b"[" * 100_000), "is no JSON that can be read"),
         (write(b'{"loss": [1' + b"0" * 5000 + b"]}"), "is no JSON that can be read"),
-        (write(b'{"a": 1}\n{"a"'), "line 2 is no JSON"),
+        (write(b'{"a": [1}\n{"a"'), "file is no JSON"),
         (write(b"epoch,loss,val_loss\n1," + b"9" * 200_000), "is no CSV"),
         (write(b"epoch,loss,val_loss\n"), "there are none with numbers"),
         (lambda folder: folder / "nowhere.csv", "there is no file"),

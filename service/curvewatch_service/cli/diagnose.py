@@ -75,9 +75,8 @@ def diagnose(
 def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
     from curvewatch_service.curve_files import (
         HalfCurveError,
-        curve_of_line,
+        curves_of_lines,
         join_charts,
-        numbered_lines,
         read_curves,
     )
     from curvewatch_service.errors import CurveFileError
@@ -85,7 +84,7 @@ def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
     charts: list[HalfCurveError] = []
     for path in files:
         if str(path) == "-":
-            curves = [curve_of_line(line, f"line {number}") for number, line in numbered_lines(sys.stdin)]
+            curves = curves_of_lines(sys.stdin, tell=_tell)
             if not curves:
                 raise CurveFileError("standard input has no curve; give one as JSON a line")
             yield from curves

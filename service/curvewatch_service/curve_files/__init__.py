@@ -2,9 +2,8 @@
 
 from curvewatch_service.curve_files.reading import (
     HalfCurveError,
-    curve_of_line,
+    curves_of_lines,
     join_charts,
-    numbered_lines,
     read_curves,
 )
 from curvewatch_service.curve_files.table import Columns, NamedCurve
@@ -13,8 +12,7 @@ __all__ = [
     "Columns",
     "HalfCurveError",
     "NamedCurve",
-    "curve_of_line",
+    "curves_of_lines",
     "join_charts",
-    "numbered_lines",
     "read_curves",
 ]

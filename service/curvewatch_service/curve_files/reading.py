@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from curvewatch_service.curve_files import mlflow_files, wandb_files
 from curvewatch_service.curve_files.table import (
@@ -198,35 +198,62 @@ def _parsed(text: str, place: str) -> Any:
         raise CurveFileError(f"{place} is no JSON that can be read: {error}") from error
 
 
-def numbered_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+def _numbered(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
     """Return the lines that are not empty, with their numbers from 1."""
     return ((count, line) for count, line in enumerate(lines, 1) if line.strip())
 
 
 def _of_lines(path: Path, text: str, columns: Columns, tell: Callable[[str], None]) -> list[NamedCurve]:
     """Read JSON lines: a curve each, or a row each, as histories are dumped."""
-    lines = [
-        (f"{path}, line {count}", _object(line, f"{path}, line {count}"))
-        for count, line in numbered_lines(text.split("\n"))
-    ]
-    if any(isinstance(fields.get(name), list) for _, fields in lines for name in ("train_loss", "val_loss")):
-        return [_of_fields(fields, place) for place, fields in lines]
-    return _of_document(path, [fields for _, fields in lines], columns, tell)
+    lines = [(f"{path}, line {count}", line) for count, line in _numbered(text.split("\n"))]
+    objects = _each(lines, _object, tell)
+    if any(
+        isinstance(fields.get(name), list) for _, fields in objects for name in ("train_loss", "val_loss")
+    ):
+        return [curve for _, curve in _each(objects, _of_fields, tell)]
+    return _of_document(path, [fields for _, fields in objects], columns, tell)
 
 
-def curve_of_line(line: str, place: str) -> NamedCurve:
-    """Read a line with `id`, `train_loss`, `val_loss` and perhaps `val_acc` and `lr`.
+def curves_of_lines(lines: Iterable[str], *, tell: Callable[[str], None] = _silent) -> list[NamedCurve]:
+    """Read lines with `id`, `train_loss`, `val_loss` and perhaps `val_acc` and `lr`.
 
     In a list, null stands for a loss that is not finite, and for a rate that is not known.
 
     Args:
-        line: One JSON object.
-        place: Where it stands, for errors.
+        lines: A JSON object each; empty ones are passed by.
+        tell: Takes a sentence for each line among several that has no curve.
 
     Raises:
-        CurveFileError: It is no such object.
+        CurveFileError: None has a curve.
     """
-    return _of_fields(_object(line, place), place)
+    found = [(f"line {count}", line) for count, line in _numbered(lines)]
+    return [curve for _, curve in _each(_each(found, _object, tell), _of_fields, tell)]
+
+
+_Line = TypeVar("_Line")
+_Read = TypeVar("_Read")
+
+
+def _each(
+    lines: Sequence[tuple[str, _Line]], read: Callable[[_Line, str], _Read], tell: Callable[[str], None]
+) -> list[tuple[str, _Read]]:
+    """Read what stands at each place; what cannot be read is told, and costs the others nothing.
+
+    Raises:
+        CurveFileError: Nothing of it can be read.
+    """
+    good: list[tuple[str, _Read]] = []
+    problems: list[str] = []
+    for place, line in lines:
+        try:
+            good.append((place, read(line, place)))
+        except CurveFileError as error:
+            problems.append(str(error))
+    if problems and not good:
+        raise CurveFileError(problems[0])
+    for problem in problems:
+        tell(f"left out: {problem}")
+    return good
 
 
 def _object(line: str, place: str) -> Mapping[str, Any]:
@@ -239,14 +266,26 @@ def _object(line: str, place: str) -> Mapping[str, Any]:
 
 
 def _of_fields(fields: Mapping[str, Any], place: str) -> NamedCurve:
-    train, validation = (_numbers(fields, name, place) for name in ("train_loss", "val_loss"))
-    accuracy = None if fields.get("val_acc") is None else _numbers(fields, "val_acc", place)
-    # A single rate is a setting of the run, which its schedule may have left at once.
-    rates = _numbers(fields, "lr", place) if isinstance(fields.get("lr"), list) else ()
-    metrics = {} if accuracy is None else {"accuracy": accuracy}
-    curve = make_curve(train, validation, metrics, rates, place)
     given = fields.get("id")
-    return NamedCurve(name=place if given is None else str(given), curve=curve, given_id=given)
+    if given is not None:
+        place = f"{place} (id {_short(given)})"
+    train, validation = (_numbers(fields, name, place) for name in ("train_loss", "val_loss"))
+    epochs = min(len(train), len(validation))
+    # A single rate is a setting of the run, which its schedule may have left at once.
+    has_rates, has_accuracy = isinstance(fields.get("lr"), list), fields.get("val_acc") is not None
+    rates = _of_length(epochs, _numbers(fields, "lr", place)) if has_rates else ()
+    metrics = {"accuracy": _of_length(epochs, _numbers(fields, "val_acc", place))} if has_accuracy else {}
+    return NamedCurve(
+        name=place if given is None else str(given),
+        curve=make_curve(train[:epochs], validation[:epochs], metrics, rates, place),
+        left_out=max(len(train), len(validation)) - epochs,
+        given_id=given,
+    )
+
+
+def _of_length(epochs: int, numbers: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the numbers of so many epochs; those that are not there are not known."""
+    return (*numbers, *[math.nan] * (epochs - len(numbers)))[:epochs]
 
 
 def _has_both_lists(document: Any) -> bool:
