@@ -142,12 +142,13 @@ def run_facts(run: RunView) -> Table:
     asked += f" + {scaling.gpus_per_worker} GPU" if scaling.gpus_per_worker else ""
     asked += " each" if scaling.max_workers > 1 else ""
     asked += f"; now {run.world_size}" if scaling.elastic and run.world_size else ""
+    elsewhere = run.spec.code.trained_by is not None
     facts: list[tuple[str, RenderableType | None]] = [
         ("run", run.run_id),
         ("state", Text.assemble((run.state, STATE_STYLES.get(run.state, "")), f"  {run.reason}")),
         ("epoch", f"{run.epoch} of {run.epochs_planned}"),
-        ("trained by" if run.spec.code.trained_by else "task", run.spec.code.entry),
-        ("workers", asked),
+        ("trained by" if elsewhere else "task", run.spec.code.entry),
+        ("processes", str(run.world_size)) if elsewhere else ("workers", asked),
         ("owner", run.owner),
         ("created", when(run.created_at)),
         ("started", when(run.started_at) if run.started_at else None),

@@ -249,6 +249,7 @@ def test_what_is_kept_is_for_the_user_alone(api: ServedApi, tmp_path: Path) -> N
     assert stat.S_IMODE(state.stat().st_mode) == 0o600
     kept = json.loads(state.read_text())
     assert kept["ended"]
+    assert (tmp_path / "curvewatch-runs" / ".gitignore").read_text() == "*\n"
     assert api.token not in state.read_text()
 
 
@@ -289,3 +290,19 @@ def test_a_folder_without_runs_is_named(
     result = Shell(capsys, monkeypatch)("send", tmp_path)
     assert result.code == 2
     assert "no run of a callback" in " ".join(result.err.replace("│", " ").split())
+
+
+def test_the_command_line_shows_what_trains_it(
+    api: ServedApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(*ROWS)
+    shell = Shell(capsys, monkeypatch)
+    shown = shell("show", the_run(api).run_id).out.splitlines()
+    facts = dict(
+        line.split(maxsplit=1) for line in shown if line.startswith(("processes", "epoch ", "state"))
+    )
+    assert facts["processes"] == "1"
+    assert facts["epoch"] == "8 of 8"
+    assert facts["state"].startswith("SUCCEEDED")
+    assert any(line.split() == ["trained", "by", "keras"] for line in shown)
+    assert not any(line.startswith(("code", "workers", "Ray job")) for line in shown)

@@ -111,6 +111,10 @@ def keep_state(folder: Path, state: ReportedState) -> None:
     """
     path = RunLayout(folder, state.run_id).reported
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Tokens and spools are no part of anybody's repository.
+    ignored = folder / ".gitignore"
+    if not ignored.exists():
+        ignored.write_text("*\n", encoding="utf-8")
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     # The token must never be readable by others, not even before a chmod.
     with os.fdopen(
