@@ -298,9 +298,8 @@ def test_the_command_line_shows_what_trains_it(
     report(*ROWS)
     shell = Shell(capsys, monkeypatch)
     shown = shell("show", the_run(api).run_id).out.splitlines()
-    facts = dict(
-        line.split(maxsplit=1) for line in shown if line.startswith(("processes", "epoch ", "state"))
-    )
+    begins = ("processes", "epoch ", "state")
+    facts = dict(line.strip().split(maxsplit=1) for line in shown if line.startswith(begins))
     assert facts["processes"] == "1"
     assert facts["epoch"] == "8 of 8"
     assert facts["state"].startswith("SUCCEEDED")
