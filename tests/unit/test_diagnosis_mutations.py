@@ -96,6 +96,8 @@ DEFECTS: list[tuple[Any, str, Any]] = [
     (rising, "_went_on_learning", lambda *_: False),
     (rising, "_accuracy_kept", lambda *_: None),
     (rising, "_rises_clearly", lambda *_: False),
+    (rising, "_is_better_calibrated", lambda *_: False),
+    (rising, "_is_better_calibrated", lambda *_: True),
     (resting, "_is_accurate", lambda *_: False),
     (resting, "_may_come_down", lambda *_: False),
     (resting, "_may_come_down", lambda *_: True),

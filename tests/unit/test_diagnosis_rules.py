@@ -88,6 +88,21 @@ def test_validation_loss_that_explodes_is_diverging_although_train_loss_falls() 
     assert diagnosis.evidence[0].rule == "validation_explodes"
 
 
+def test_calibration_that_gets_better_is_no_overconfidence() -> None:
+    train = decay(40, floor=0.02)
+    validation = series(40, lambda epoch: 0.3 + 0.7 * math.exp(-epoch / 3) + 0.01 * max(epoch - 10, 0))
+    accuracy = series(40, lambda epoch: 0.9 - 0.5 * math.exp(-epoch / 3))
+    worse = series(40, lambda epoch: 0.02 + 0.004 * epoch)
+    found = read(train, validation, accuracy=accuracy, calibration_error=worse)
+
+    assert found.verdict is Verdict.OVERCONFIDENT
+    told = next(one for one in found.evidence if one.rule == "calibration")
+    best = found.best_epoch
+    assert told.epochs == (best, 40)
+    assert told.values == (worse[(best or 0) - 1], worse[-1])
+    assert read(train, validation, accuracy=accuracy, ece=worse[::-1]).verdict is Verdict.OVERFITTING
+
+
 def test_accuracy_tells_overconfident_from_overfitting() -> None:
     train = decay(40, floor=0.01)
     validation = series(40, lambda epoch: 0.4 + 0.6 * math.exp(-epoch) + 0.01 * epoch)

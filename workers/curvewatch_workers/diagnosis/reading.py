@@ -12,6 +12,7 @@ from curvewatch_workers.diagnosis.trend import Trend
 LEAST_SHARE: Final = 0.05
 """Share of what was learned that a yardstick has at least, so that a loss near 0 does not make it 0."""
 ACCURACY_NAMES: Final = ("accuracy", "acc", "balanced_accuracy", "top_1", "top1")
+CALIBRATION_NAMES: Final = ("calibration_error", "expected_calibration_error", "ece", "calibration")
 
 
 class Reading:
@@ -28,7 +29,7 @@ class Reading:
         """A power of two that no loss is larger than. Both trends are in this unit, so that nothing overflows."""
         self.train, self.validation = Trend(), Trend()
         self.rates = Rates()
-        self._accuracies: dict[str, Trend] = {}
+        self._ratios: dict[str, Trend] = {}
 
     def append(
         self,
@@ -60,16 +61,19 @@ class Reading:
         else:
             self.train.append(train / self.unit)
             self.validation.append(validation / self.unit)
-        for name in ACCURACY_NAMES:
-            self._note_accuracy(name, metrics.get(name))
+        for name in (*ACCURACY_NAMES, *CALIBRATION_NAMES):
+            self._note_ratio(name, metrics.get(name))
 
-    def _note_accuracy(self, name: str, value: float | None) -> None:
+    def _note_ratio(self, name: str, value: float | None) -> None:
         if value is None or not 0 <= value <= 1:
-            self._accuracies.pop(name, None)
+            self._ratios.pop(name, None)
         elif self.epochs == 1:
-            self._accuracies[name] = Trend([value])
-        elif name in self._accuracies:
-            self._accuracies[name].append(value)
+            self._ratios[name] = Trend([value])
+        elif name in self._ratios:
+            self._ratios[name].append(value)
+
+    def _ratio(self, names: tuple[str, ...]) -> Trend | None:
+        return next((self._ratios[name] for name in names if name in self._ratios), None)
 
     @property
     def epochs(self) -> int:
@@ -136,4 +140,9 @@ class Reading:
     @property
     def accuracy(self) -> Trend | None:
         """Validation accuracy, as a ratio; None when the curve has none or some of it is not known."""
-        return next((self._accuracies[name] for name in ACCURACY_NAMES if name in self._accuracies), None)
+        return self._ratio(ACCURACY_NAMES)
+
+    @property
+    def calibration_error(self) -> Trend | None:
+        """Validation calibration error, as a ratio; None when the curve has none or some of it is not known."""
+        return self._ratio(CALIBRATION_NAMES)

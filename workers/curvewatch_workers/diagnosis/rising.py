@@ -114,7 +114,7 @@ def overfitting(reading: Reading) -> Finding | None:
     if not clear:
         strength = min(strength, validation.rise_by_noise)
     kept = _accuracy_kept(reading)
-    if kept is None:
+    if kept is None or _is_better_calibrated(reading):
         return Finding(
             verdict=Verdict.OVERFITTING,
             summary=(
@@ -130,7 +130,7 @@ def overfitting(reading: Reading) -> Finding | None:
             f"Since epoch {best} of {now} validation loss rises but accuracy does not fall: the model is "
             "right as often as before, and surer of its mistakes."
         ),
-        evidence=(*seen, kept),
+        evidence=(*seen, kept, *_about_calibration(reading)),
         strength=strength,
     )
 
@@ -285,6 +285,24 @@ def _accuracy_kept(reading: Reading) -> Evidence | None:
         return None
     message = f"Accuracy is {percent(accuracy.level)}, as good as at its best ({percent(top)}) or nearly so."
     return evidence("accuracy_kept", message, (reading.best_epoch, reading.epochs), accuracy.values)
+
+
+def _is_better_calibrated(reading: Reading) -> bool:
+    """Tell whether the model knows better, by more than noise, what it does not know than at its best epoch."""
+    error = reading.calibration_error
+    if error is None:
+        return False
+    return error.smooth[reading.validation.best] - error.level > error.noise_bar(CALM)
+
+
+def _about_calibration(reading: Reading) -> tuple[Evidence, ...]:
+    """Tell where the calibration error was and is; nothing where it is not known."""
+    error, best, now = reading.calibration_error, reading.best_epoch, reading.epochs
+    if error is None:
+        return ()
+    before, after = percent(error.values[best - 1]), percent(error.values[-1])
+    message = f"The calibration error was {before} at epoch {best} and is {after} at epoch {now}."
+    return (evidence("calibration", message, (best, now), error.values),)
 
 
 def _jumps(reading: Reading, trend: Trend) -> list[int]:
