@@ -255,13 +255,16 @@ BAD_LINES = {
     "val_loss, epoch 2 is 'x', not a number": '{"id": "b", "train_loss": [1, 1], "val_loss": [1, "x"]}',
     "is no JSON": '{"id": "b", "train_loss": [1, 1], "val_l',
     "is no object": "[1, 2]",
+    "is no JSON:": "These are my runs.",
 }
 
 
 @pytest.mark.parametrize("told", BAD_LINES)
+@pytest.mark.parametrize("place", [1, 2])
 @pytest.mark.parametrize("piped", [False, True])
 def test_a_line_without_a_curve_costs_the_others_nothing(
     told: str,
+    place: int,
     piped: bool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -269,14 +272,16 @@ def test_a_line_without_a_curve_costs_the_others_nothing(
 ) -> None:
     good = '{{"id": "{}", "train_loss": [1, 0.5], "val_loss": [1, 0.6]}}'
     path = tmp_path / "curves.jsonl"
-    path.write_text("\n".join([good.format("a"), BAD_LINES[told], good.format("c"), ""]))
+    lines = [good.format("a"), good.format("c"), ""]
+    lines.insert(place - 1, BAD_LINES[told])
+    path.write_text("\n".join(lines))
     monkeypatch.setattr(sys, "stdin", io.StringIO(path.read_text()))
 
     assert run(monkeypatch, "-" if piped else path, "--online", "--json") == 0
 
     captured = capsys.readouterr()
     assert [json.loads(line)["id"] for line in captured.out.splitlines()] == ["a", "c"]
-    assert captured.err.startswith("left out: " + ("line 2" if piped else f"{path}, line 2"))
+    assert captured.err.startswith("left out: " + ("line" if piped else f"{path}, line") + f" {place}")
     assert told in captured.err
     assert captured.err.count("\n") == 1
 
@@ -463,7 +468,7 @@ def test_epochs_that_are_left_out_are_told_beside_every_kind_of_answer(
     assert run(monkeypatch, path, *options) == 0
 
     streams = capsys.readouterr()
-    assert "1 epochs lack one of both losses" in streams.err
+    assert "1 epoch lacks one of both losses" in streams.err
     assert "lack" not in streams.out
 
 
@@ -504,6 +509,22 @@ def test_a_mistake_ends_with_one_sentence(
 ) -> None:
     assert run(monkeypatch, tmp_path / "nowhere.csv") == 2
     assert capsys.readouterr().err == f"Error: there is no file {tmp_path}/nowhere.csv\n"
+
+
+def test_a_file_that_cannot_be_read_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "curves.jsonl"
+    path.write_text(json.dumps({"id": "a", "train_loss": TRAIN, "val_loss": VALIDATION}))
+    half = tmp_path / "half.csv"
+    half.write_text("Step,a - train/loss\n1,0.5\n")
+
+    assert run(monkeypatch, tmp_path / "nowhere.csv", path, half, "--json") == 2
+
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)["id"] == "a"
+    assert f"Error: there is no file {tmp_path}/nowhere.csv\n" in streams.err
+    assert "half.csv" in streams.err
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,24 @@ def test_the_first_bad_epoch_is_named() -> None:
     assert "epoch 4" in diagnosis.advice
 
 
+@pytest.mark.parametrize(
+    ("later", "best", "recovered"),
+    [([0.9, 0.6, 0.7], 6, True), ([0.9, 0.9, 0.9], 3, False), ([math.nan] * 3, 3, False)],
+)
+def test_a_run_that_recovers_has_its_best_epoch_after_the_bad_one(
+    later: list[float], best: int, recovered: bool
+) -> None:
+    diagnosis = read([1.0, 0.9, 0.8, math.nan, 0.7, 0.6, 0.5], [1.0, 0.8, 0.7, math.nan, *later])
+
+    assert diagnosis.verdict is Verdict.NOT_FINITE
+    assert diagnosis.stop
+    assert diagnosis.best_epoch == best
+    assert diagnosis.evidence[0].epochs == (4,)
+    assert [one.rule for one in diagnosis.evidence[1:]] == ["recovered"] * recovered
+    if recovered:
+        assert (diagnosis.evidence[1].epochs, diagnosis.evidence[1].values) == ((best,), (0.6,))
+
+
 def test_a_flagged_epoch_is_not_finite_although_its_mean_is() -> None:
     curve = Curve(train=(1.0, 0.9), validation=(1.0, 0.9), nonfinite=(False, True))
 

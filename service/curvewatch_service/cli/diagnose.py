@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curvewatch_service.cli.options import JsonOption, output, print_json
+from curvewatch_service.cli.options import EXIT_USAGE, JsonOption, output, print_json
 
 if TYPE_CHECKING:
-    from curvewatch_service.curve_files import NamedCurve
+    from curvewatch_service.curve_files import Columns, NamedCurve
+    from curvewatch_service.errors import CurveFileError
 
 _CHUNK = 64
 """Curves that are read in one go; fewer are not worth a second process."""
@@ -51,7 +52,12 @@ def diagnose(
     """Read learning curves of any tool: verdict, evidence, and what to do."""
     from curvewatch_service.curve_files import Columns
 
-    named = list(_curves(files, Columns(train=train, validation=validation)))
+    refused: list[CurveFileError] = []
+    named = list(_curves(files, Columns(train=train, validation=validation), refused))
+    for error in refused:
+        _tell(f"Error: {error}")
+    if not named:
+        raise typer.Exit(EXIT_USAGE)
     described = [] if online and html is None else list(_on_all_cores(_described, named))
     if html is not None:
         from curvewatch_service.curve_report import write_report
@@ -70,9 +76,12 @@ def diagnose(
             print_json(json.dumps({"id": one.key, **said}))
     else:
         _print(named, described)
+    if refused:
+        raise typer.Exit(EXIT_USAGE)
 
 
-def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
+def _curves(files: list[Path], columns: Columns, refused: list[CurveFileError]) -> Iterator[NamedCurve]:
+    """Read the curves of all files; one that cannot be read costs the others nothing."""
     from curvewatch_service.curve_files import (
         HalfCurveError,
         curves_of_lines,
@@ -83,18 +92,22 @@ def _curves(files: list[Path], columns: Any) -> Iterator[NamedCurve]:
 
     charts: list[HalfCurveError] = []
     for path in files:
-        if str(path) == "-":
-            curves = curves_of_lines(sys.stdin, tell=_tell)
-            if not curves:
-                raise CurveFileError("standard input has no curve; give one as JSON a line")
-            yield from curves
-            continue
         try:
-            yield from read_curves(path, columns, tell=_tell)
+            if str(path) != "-":
+                yield from read_curves(path, columns, tell=_tell)
+            elif curves := curves_of_lines(sys.stdin, tell=_tell):
+                yield from curves
+            else:
+                raise CurveFileError("standard input has no curve; give one as JSON a line")
         except HalfCurveError as chart:
             charts.append(chart)
-    if charts:
-        yield from join_charts(charts, columns, tell=_tell)
+        except CurveFileError as error:
+            refused.append(error)
+    try:
+        if charts:
+            yield from join_charts(charts, columns, tell=_tell)
+    except CurveFileError as error:
+        refused.append(error)
 
 
 def _tell(sentence: str) -> None:
@@ -164,6 +177,8 @@ def _online_answer(one: NamedCurve) -> dict[str, Any]:
 
 
 def _left_out(one: NamedCurve) -> str:
+    if one.left_out == 1:
+        return "1 epoch lacks one of both losses and is left out; epochs are counted without it."
     return f"{one.left_out} epochs lack one of both losses and are left out; epochs are counted without them."
 
 

@@ -72,12 +72,7 @@ def read_curves(path: Path, columns: Columns, *, tell: Callable[[str], None] = _
         raise CurveFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise CurveFileError(f"{path} has a file that is no text: {error}") from error
-    if text.lstrip()[:1] not in ("{", "["):
-        return _of_csv(path, text, columns, tell)
-    document = _parsed(text, str(path))
-    if document is None:
-        return _of_lines(path, text, columns, tell)
-    return _of_document(path, document, columns, tell)
+    return _of_text(path, text, columns, tell)
 
 
 def join_charts(
@@ -156,6 +151,33 @@ def _folder_runs(path: Path) -> Runs:
 
 def _add(runs: dict[str, Any], name: str, found: Sequence[Row] | Sequence[Point], of: str) -> None:
     runs[f"{name} ({of})" if name in runs else name] = found
+
+
+def _of_text(path: Path, text: str, columns: Columns, tell: Callable[[str], None]) -> list[NamedCurve]:
+    is_json, broken, document = text.lstrip()[:1] in ("{", "["), None, None
+    try:
+        document = _parsed(text, str(path)) if is_json else None
+    except CurveFileError as error:
+        broken = error
+    if document is not None:
+        return _of_document(path, document, columns, tell)
+    # A broken line, be it the first, makes no other kind of file of the curves beside it.
+    if not any(map(_holds_curve, text.split("\n"))):
+        if not is_json:
+            return _of_csv(path, text, columns, tell)
+        if broken is not None:
+            raise broken
+    return _of_lines(path, text, columns, tell)
+
+
+def _holds_curve(line: str) -> bool:
+    """Tell whether a line of several is one with a curve, and no row."""
+    if not line.startswith("{") or '_loss"' not in line:
+        return False
+    try:
+        return _has_both_lists(_parsed(line, ""))
+    except CurveFileError:
+        return False
 
 
 def _of_csv(path: Path, text: str, columns: Columns, tell: Callable[[str], None]) -> list[NamedCurve]:

@@ -99,7 +99,7 @@ class OnlineDiagnosis:
         """Return what the curve says so far."""
         reading = self._reading
         if self._not_finite is not None:
-            return replace(self._not_finite, best_epoch=self._best_epoch)
+            return self._after(self._not_finite)
         if reading.epochs < MIN_EPOCHS:
             return self._diagnosis(_few_epochs(reading))
         if self._before is None or not reading.restarted_after:
@@ -109,6 +109,15 @@ class OnlineDiagnosis:
         if finding is not None:
             return self._diagnosis(finding)
         return replace(self._before, evidence=(*self._before.evidence, about_restart(reading)))
+
+    def _after(self, said: Diagnosis) -> Diagnosis:
+        """Return what was said of the first epoch that is not finite, with the best epoch of all."""
+        best, (bad,) = self._best_epoch, said.evidence[0].epochs
+        if best is None or best <= bad:
+            return replace(said, best_epoch=best)
+        message = f"Validation loss was lower at epoch {best}, after that: the run has recovered, and that is its best."
+        recovered = Evidence(rule="recovered", message=message, epochs=(best,), values=(self._lowest,))
+        return replace(said, best_epoch=best, evidence=(*said.evidence, recovered))
 
     def _diagnosis(self, finding: Finding) -> Diagnosis:
         stop = finding.verdict is Verdict.NOT_FINITE or should_stop(finding.verdict, self._reading)
