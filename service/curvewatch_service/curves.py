@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from curvewatch_workers import diagnosis
+from curvewatch_workers.contract import EpochRecord, JobSpec
 from curvewatch_workers.diagnosis import Curve, Diagnosis, Verdict, summarize
+from curvewatch_workers.replay import savings_of_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,20 @@ def describe_curve(curve: Curve, *, window: int, said: Diagnosis | None = None) 
     fields = {**asdict(said or diagnosis.diagnose(curve)), **asdict(summarize(curve, window=window))}
     known: dict[str, Any] = finite(fields)
     return known
+
+
+def describe_savings(records: Sequence[EpochRecord], spec: JobSpec) -> dict[str, Any] | None:
+    """Return as JSON what stopping a run at its best epoch would have saved; None while that is its latest.
+
+    Args:
+        records: From its best epoch on, without a gap.
+        spec: Its job.
+    """
+    if len(records) < 2:
+        return None
+    best = records[0].epoch
+    # An epoch that a rescue undid may have had a lower loss, but its weights are gone: the best epoch costs nothing.
+    return {"stop_epoch": best, **finite(asdict(savings_of_run(records, spec, best))), "loss": 0.0}
 
 
 def finite(value: Any) -> Any:

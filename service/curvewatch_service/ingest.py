@@ -8,12 +8,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
 from curvewatch_service import replays
-from curvewatch_service.curves import describe_curve, finite
+from curvewatch_service.curves import describe_curve, describe_savings, finite
 from curvewatch_service.errors import BadRequestError
 from curvewatch_service.rows import REPLAY_KEY, add_event, other_attempts, visible_epochs
 from curvewatch_service.runs import RunState
@@ -194,13 +194,28 @@ class Ingestion:
         row.epoch = points[-1].epoch if points else 0
         spec = JobSpec.model_validate_json(row.spec)
         try:
-            row.diagnosis = describe_curve(curve_of(points), window=spec.patience_epochs)
+            curve = curve_of(points)
+            said = describe_curve(curve, window=spec.patience_epochs)
+            # With the diagnosis, so that who asks how a run is doing does not have its records read each time.
+            savings = savings_until(session, row, spec, best=said["best_epoch"], last=len(curve))
+            row.diagnosis = {**said, "savings": savings}
         except Exception:  # a curve that cannot be read must not cost the records
             _logger.exception(
                 "The curve of run %s could not be diagnosed.",
                 row.run_id,
                 extra={"action": "diagnosis_failed", "run_id": row.run_id},
             )
+
+
+def savings_until(
+    session: Session, row: RunRow, spec: JobSpec, *, best: int | None, last: int
+) -> dict[str, Any] | None:
+    """Work out what stopping a run at its best epoch would have saved until another."""
+    if best is None or best == last:
+        return None
+    query = visible_epochs(session, row, EpochRow.record).where(EpochRow.epoch.between(best, last))
+    records = [EpochRecord.model_validate_json(record) for record in session.scalars(query)]
+    return describe_savings(records, spec)
 
 
 class Point(NamedTuple):
@@ -211,6 +226,7 @@ class Point(NamedTuple):
     validation_loss: float | None
     validation_error: float | None
     validation_metrics: dict[str, float | None]
+    validation_nonfinite_samples: int
     nonfinite: bool
     learning_rate: float | None
     rolled_back_to: int | None
@@ -225,7 +241,11 @@ def curve_of(points: Sequence[Point]) -> Curve:
     names = set.intersection(*(set(point.validation_metrics) for point in known)) if known else set()
     return Curve(
         train=tuple(_number(point.train_loss) for point in known),
-        validation=tuple(_number(point.validation_loss) for point in known),
+        # As checkpoints are ranked: a mean over what was finite compares with no other epoch.
+        validation=tuple(
+            math.nan if point.validation_nonfinite_samples else _number(point.validation_loss)
+            for point in known
+        ),
         validation_errors=tuple(_number(point.validation_error) for point in known),
         nonfinite=tuple(point.nonfinite for point in known),
         metrics={

@@ -81,7 +81,7 @@ class _Pages:
         store = self._services.store
         snapshot = store.snapshot(run_id)
         records = store.epochs(run_id)
-        view = run_view(snapshot.run, snapshot.latest, records)
+        view = run_view(snapshot.run, snapshot.latest)
         epochs = [epoch_view(record) for record in records]
         return _page(
             "run.html",

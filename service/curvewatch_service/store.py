@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
@@ -12,7 +14,7 @@ from sqlalchemy.orm import Session
 from curvewatch_service.counters import Counters
 from curvewatch_service.database import for_writing, open_database
 from curvewatch_service.errors import RunEndedError, RunTakenError
-from curvewatch_service.ingest import Ingestion
+from curvewatch_service.ingest import Ingestion, savings_until
 from curvewatch_service.rows import (
     TERMINAL,
     add_event,
@@ -325,22 +327,18 @@ class Store:
                 session.scalars(visible_epochs(session, require_run(session, run_id), EpochRow.epoch))
             )
 
-    def epochs(
-        self, run_id: str, *, only: Collection[int] | None = None, first: int = 1
-    ) -> list[EpochRecord]:
+    def epochs(self, run_id: str, *, only: Collection[int] | None = None) -> list[EpochRecord]:
         """Return the visible curve: of each epoch the record of its highest attempt, in order.
 
         Args:
             run_id: The run.
             only: The epochs that are wanted, a hundred or so; None wants all.
-            first: The first epoch that is wanted.
 
         Raises:
             NotFoundError: There is no such run.
         """
         with self.read() as session:
             query = visible_epochs(session, require_run(session, run_id), EpochRow.record)
-            query = query.where(EpochRow.epoch >= first)
             if only is not None:
                 query = query.where(EpochRow.epoch.in_(only))
             return [EpochRecord.model_validate_json(record) for record in session.scalars(query)]
@@ -428,9 +426,17 @@ class Store:
         """
         with self.read() as session:
             row = require_run(session, run_id)
-            return Snapshot(
-                run=run_from(row), latest=latest_record(session, row), totals=run_totals(session, run_id)
-            )
+            run = run_from(row)
+            if run.diagnosis is not None and "savings" not in run.diagnosis:
+                run = replace(run, diagnosis=_with_savings(session, row, run.spec, run.diagnosis))
+            return Snapshot(run=run, latest=latest_record(session, row), totals=run_totals(session, run_id))
+
+
+def _with_savings(session: Session, row: RunRow, spec: JobSpec, diagnosis: dict[str, Any]) -> dict[str, Any]:
+    """Complete the diagnosis of a run that has told of no epoch since a Curvewatch that did not keep its savings."""
+    best, since = diagnosis["best_epoch"], diagnosis["epochs_since_best"]
+    last = 0 if best is None else best + since
+    return {**diagnosis, "savings": savings_until(session, row, spec, best=best, last=last)}
 
 
 def _settle_curve(session: Session, row: RunRow) -> None:

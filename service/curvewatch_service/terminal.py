@@ -78,8 +78,12 @@ def seconds_left(epochs: Sequence[EpochView], planned: int) -> float | None:
 
 
 def best_epoch(epochs: Sequence[EpochView]) -> EpochView | None:
-    """Return the epoch of lowest validation loss, the first of equals."""
-    rated = [epoch for epoch in epochs if _finite(epoch.validation.loss) is not None]
+    """Return the epoch of lowest validation loss, the first of equals; not one whose mean leaves samples out."""
+    rated = [
+        epoch
+        for epoch in epochs
+        if _finite(epoch.validation.loss) is not None and not epoch.validation.receipt.nonfinite_samples
+    ]
     return min(rated, key=lambda epoch: (epoch.validation.loss, epoch.epoch), default=None)
 
 

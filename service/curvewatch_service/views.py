@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from curvewatch_service.schemas import (
@@ -19,7 +18,6 @@ from curvewatch_service.schemas import (
 from curvewatch_service.store import Event, Run
 from curvewatch_workers.contract import EpochRecord, SplitRecord
 from curvewatch_workers.diagnosis import Savings
-from curvewatch_workers.replay import savings_of_run
 
 
 def run_summary(run: Run, latest: EpochRecord | None) -> RunSummary:
@@ -27,17 +25,8 @@ def run_summary(run: Run, latest: EpochRecord | None) -> RunSummary:
     return RunSummary(**_summary(run, latest))
 
 
-def run_view(run: Run, latest: EpochRecord | None, epochs: Sequence[EpochRecord] = ()) -> RunView:
-    """Return a run, whole.
-
-    Args:
-        run: The run.
-        latest: Its latest epoch.
-        epochs: Its visible curve, at least from the best epoch on: what a stop there would have saved.
-    """
-    diagnosis = diagnosis_view(run.diagnosis)
-    if diagnosis is not None:
-        diagnosis = diagnosis.model_copy(update={"savings": _run_savings(run, diagnosis, epochs)})
+def run_view(run: Run, latest: EpochRecord | None) -> RunView:
+    """Return a run, whole, with its latest epoch."""
     return RunView(
         **_summary(run, latest),
         spec=run.spec,
@@ -46,7 +35,7 @@ def run_view(run: Run, latest: EpochRecord | None, epochs: Sequence[EpochRecord]
         traceback=run.traceback,
         checkpoint=run.checkpoint,
         best_checkpoint=run.best_checkpoint,
-        diagnosis=diagnosis,
+        diagnosis=diagnosis_view(run.diagnosis),
         latest=None if latest is None else epoch_view(latest),
     )
 
@@ -116,17 +105,6 @@ def diagnosis_view(diagnosis: dict[str, Any] | None) -> DiagnosisView | None:
         if name in DiagnosisView.model_fields and name != "evidence"
     }
     return DiagnosisView(**known, evidence=[EvidenceView(**entry) for entry in diagnosis["evidence"]])
-
-
-def _run_savings(run: Run, diagnosis: DiagnosisView, epochs: Sequence[EpochRecord]) -> SavingsView | None:
-    best, since = diagnosis.best_epoch, diagnosis.epochs_since_best
-    if best is None or not since:
-        return None
-    # Up to the epoch that the diagnosis has read; one may have come meanwhile.
-    known = [record for record in epochs if best <= record.epoch <= best + since]
-    if [record.epoch for record in known] != list(range(best, best + since + 1)):
-        return None
-    return savings_view(savings_of_run(known, run.spec, best), best)
 
 
 def savings_view(saved: Savings, stop_epoch: int) -> SavingsView:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from sqlalchemy import select
 
 from api_support import ServedApi, serve_api
 from curvewatch_service import terminal
 from curvewatch_service.cli import main
-from curvewatch_service.schemas import RunView, SavingsView
+from curvewatch_service.schemas import EpochList, RunView, SavingsView
+from curvewatch_service.tables import RunRow
 from curvewatch_workers.contract import EpochFinished, EpochRecord, IngestMessage
 from record_support import make_record
 from store_support import attempt_message, between, new_run
@@ -101,6 +104,72 @@ def test_an_epoch_that_comes_before_the_one_it_follows_is_not_counted_yet(api: S
 
     assert saved is not None
     assert (saved.epochs, saved.seconds) == (1, 1800.0)
+
+
+def without_savings(api: ServedApi) -> None:
+    """Leave the diagnosis as a Curvewatch did that kept no savings with it."""
+    with api.services.store.write() as session:
+        (row,) = session.scalars(select(RunRow))
+        row.diagnosis = {name: value for name, value in (row.diagnosis or {}).items() if name != "savings"}
+
+
+def answered(api: ServedApi) -> SavingsView | None:
+    return savings_of(RunView.model_validate_json(api.request("GET", "/api/v1/runs/digits-1").content))
+
+
+def test_who_asks_how_a_run_is_doing_has_no_record_read_but_the_latest(
+    api: ServedApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = savings_of(shown(api, *told(CURVE), gpus=1))
+    parse = Mock(side_effect=EpochRecord.model_validate_json)
+    monkeypatch.setattr(EpochRecord, "model_validate_json", parse)
+
+    assert answered(api) == saved
+    assert saved is not None
+    parse.assert_called_once()
+
+
+def test_a_run_that_ended_before_savings_were_kept_has_them_still(api: ServedApi) -> None:
+    saved = savings_of(shown(api, *told(CURVE), gpus=1))
+    without_savings(api)
+
+    assert saved is not None
+    assert answered(api) == saved
+
+
+def test_a_run_that_began_before_savings_were_kept_gets_them_with_its_next_epoch(api: ServedApi) -> None:
+    shown(api, *told(CURVE), gpus=1)
+    without_savings(api)
+    api.services.store.ingest("digits-1", told([epoch(6, 0.9, (40.0, 90.0))]))
+
+    diagnosis = api.services.store.run("digits-1").diagnosis
+    assert diagnosis is not None
+    assert diagnosis["savings"]["seconds"] == 3150.0
+
+
+def test_an_epoch_with_the_lowest_loss_that_was_undone_makes_no_stop_cost_anything(api: ServedApi) -> None:
+    back = epoch(5, 0.8, (60.0,)).model_copy(update={"rolled_back_to": 2})
+    saved = savings_of(shown(api, *told([*CURVE[:3], epoch(4, 0.4, (600.0, 600.0)), back]), gpus=1))
+
+    assert saved is not None
+    assert (saved.stop_epoch, saved.epochs, saved.seconds, saved.loss) == (2, 3, 2460.0, 0.0)
+
+
+def test_a_mean_over_the_samples_that_were_finite_makes_no_best_epoch(api: ServedApi) -> None:
+    partial = epoch(4, 0.1, (600.0, 600.0))
+    partial = partial.model_copy(
+        update={"validation": partial.validation.model_copy(update={"nonfinite_samples": 3})}
+    )
+    run = shown(api, *told([*CURVE[:3], partial]), gpus=1)
+
+    assert run.diagnosis is not None
+    assert (run.diagnosis.verdict, run.diagnosis.best_epoch) == ("not_finite", 2)
+    assert run.diagnosis.best_validation_loss == pytest.approx(0.5)
+    assert savings_of(run) is not None
+    epochs = EpochList.model_validate_json(api.request("GET", "/api/v1/runs/digits-1/epochs").content).epochs
+    best = terminal.best_epoch(epochs)
+    assert best is not None
+    assert best.epoch == 2
 
 
 SENTENCE = (

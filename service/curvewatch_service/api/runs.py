@@ -128,10 +128,8 @@ def _parse_state(label: str) -> RunState:
 @router.get("/runs/{run_id}")
 def show_run(request: Request, run_id: str) -> RunView:
     """Show a run."""
-    store = services_of(request).store
-    snapshot = store.snapshot(run_id)
-    best = (snapshot.run.diagnosis or {}).get("best_epoch")
-    return run_view(snapshot.run, snapshot.latest, [] if best is None else store.epochs(run_id, first=best))
+    snapshot = services_of(request).store.snapshot(run_id)
+    return run_view(snapshot.run, snapshot.latest)
 
 
 @router.get("/runs/{run_id}/epochs")
