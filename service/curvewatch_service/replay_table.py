@@ -41,7 +41,7 @@ def replay_table(answers: Sequence[dict[str, Any]]) -> Table:
             printable(answer["problem"]) if answer["problem"] else _WORDS[answer["deed"]],
             "-" if answer["epoch"] is None else str(answer["epoch"]),
             ", ".join([counted(saved["epochs"], "epoch"), *_spent(saved)]) if saved else "-",
-            number(saved["loss"]) if saved and saved["loss"] else "-",
+            _cost(saved),
         )
     return table
 
@@ -51,7 +51,8 @@ def replay_total(answers: Sequence[dict[str, Any]]) -> str:
     ended = [answer["savings"] for answer in answers if answer["savings"]]
     epochs, saved = sum(answer["epochs"] for answer in answers), sum(one["epochs"] for one in ended)
     changed = sum(answer["deed"] in ("rescue", "reduce_lr") for answer in answers)
-    costly = sum(one["loss"] > 0 for one in ended)
+    # None: it would have ended without any finite validation loss.
+    costly = sum(one["loss"] is None or one["loss"] > 0 for one in ended)
     parts = [
         f"Of {counted(len(answers), 'run')} it would have ended {len(ended)} early and saved {saved} of "
         f"{counted(epochs, 'epoch')}"
@@ -65,6 +66,12 @@ def replay_total(answers: Sequence[dict[str, Any]]) -> str:
     if changed:
         parts.append(f" What would have come of {counted(changed, 'intervention')} nobody knows.")
     return "".join(parts)
+
+
+def _cost(saved: Mapping[str, Any] | None) -> str:
+    if saved is None or saved["loss"] == 0:
+        return "-"
+    return "no finite loss" if saved["loss"] is None else number(saved["loss"])
 
 
 def _spent(saved: Mapping[str, Any]) -> list[str]:

@@ -131,6 +131,28 @@ def test_early_stopping_and_budgets_are_replayed_too(api: ServedApi, shell: Shel
     assert one["savings"]["loss"] == pytest.approx(min(validation[:5]) - min(validation))
 
 
+def test_a_run_that_ends_before_its_first_finite_loss_is_told_to_a_person_too(
+    api: ServedApi, shell: Shell, tmp_path: Path
+) -> None:
+    told(api, "bad-start", [(float("nan"), float("nan")), *GOOD[1:]])
+    policy = policy_file(tmp_path, "on_nonfinite: stop\n")
+
+    result = shell("replay", "--policy", policy)
+
+    assert result.code == 0, result.err
+    assert "no finite loss" in result.out
+    one = answers(shell, "--policy", policy)["bad-start"]
+    assert (one["deed"], one["epoch"], one["savings"]["loss"]) == ("fail", 1, None)
+
+
+def test_a_run_without_an_epoch_gives_nothing_to_do(api: ServedApi, shell: Shell, tmp_path: Path) -> None:
+    told(api, "waits", [])
+
+    one = answers(shell, "--policy", policy_file(tmp_path, "early_stopping: {metric: accuracy}\n"))["waits"]
+
+    assert (one["deed"], one["problem"], one["epochs"]) == (None, None, 0)
+
+
 def test_the_default_policy_does_nothing(api: ServedApi, shell: Shell, tmp_path: Path) -> None:
     told(api, "overfits", OVERFITS)
 
@@ -169,6 +191,8 @@ def test_a_run_that_did_not_measure_what_a_policy_asks_for_is_told(
             "{plateau: rescue}",
             "policy.plateau: input should be 'observe', 'reduce_lr' or 'stop', got 'rescue'",
         ),
+        ("policy: {}\noverfitting: stop\n", "overfitting: unknown field; known here: "),
+        ("name: a\ncode: {}\npolcy: {overfitting: stop}\n", "polcy: unknown field; did you mean `policy`?"),
         ("[stop]", "must hold the policy block of a job, as in `policy: {overfitting: stop}`, but is a list"),
         ("", "must hold the policy block of a job, as in `policy: {overfitting: stop}`, but is empty"),
         ("policy: [", "p.yaml"),

@@ -13,7 +13,7 @@ from curvewatch_workers.contract import (
     Outcome,
     PolicySpec,
 )
-from curvewatch_workers.decisions import Decisions, validation_value
+from curvewatch_workers.decisions import Decisions, require_measured, validation_value
 from curvewatch_workers.diagnosis import Curve, Savings, savings
 from curvewatch_workers.errors import TaskError
 
@@ -40,22 +40,33 @@ def replay(records: Sequence[EpochRecord], spec: JobSpec, policy: PolicySpec) ->
     """Ask a policy at each epoch of a run, as training would have; None when it would have done nothing.
 
     Args:
-        records: Epochs 1, 2, 3, ... of a run.
+        records: Epochs of a run, in order; they are asked up to the first that is missing, which may be on its way.
         spec: Its job.
         policy: What stands in place of the job's own policy.
 
     Raises:
         PolicyMismatchError: The policy decides by a number that the run did not measure.
     """
+    records = [record for place, record in enumerate(records, 1) if record.epoch == place]
+    if not records:
+        return None
     spec = spec.model_copy(update={"policy": policy})
+    # A trainer of one's own may leave a metric out of some epochs.
+    metrics = tuple(
+        name
+        for name in records[0].validation.metrics
+        if all(name in one.validation.metrics for one in records)
+    )
     try:
-        decisions = Decisions(spec, tuple(records[0].validation.metrics) if records else ())
+        if policy.acts_at_end and policy.early_stopping is None:
+            require_measured("checkpoints.best.metric", spec.checkpoints.best.metric, metrics)
+        decisions = Decisions(spec, metrics)
     except TaskError as error:
         raise PolicyMismatchError(str(error)) from error
     for record in records:
         decisions.take(record)
         ending, action = decisions.ending(Control.CONTINUE), decisions.action
-        if record.epoch >= spec.training.epochs:
+        if record.epoch >= spec.training.epochs and (ending is None or ending.outcome is Outcome.SUCCEEDED):
             return None
         if ending is not None:
             return Replay(

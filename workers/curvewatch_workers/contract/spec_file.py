@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -62,7 +62,17 @@ def read_policy(path: str | Path) -> PolicySpec:
     """
     source = str(path)
     data = _values(_text_of(Path(path), "name a file with the policy block of a job"), source)
-    block = data.get("policy", {}) if isinstance(data, dict) and {"policy", "code"} & set(data) else data
+    block = data
+    if isinstance(data, dict) and {"policy", "code"} & set(data):
+        # What stands beside the policy must be of a job: a misspelt policy, or half of one, would count for nothing.
+        strange = [name for name in data if name not in JobSpec.model_fields]
+        if strange:
+            problems = [
+                SpecProblem(path=str(one), message=_unknown(str(one), JobSpec.model_fields))
+                for one in strange
+            ]
+            raise SpecError(source, problems)
+        block = data.get("policy", {})
     if not isinstance(block, dict):
         kind = "empty" if block is None else f"a {type(block).__name__}"
         message = f"must hold the policy block of a job, as in `policy: {{overfitting: stop}}`, but is {kind}"
@@ -133,12 +143,15 @@ def _problems(error: ValidationError, *below: str) -> Iterator[SpecProblem]:
         yield SpecProblem(path=".".join(str(part) for part in location), message=_message(details, location))
 
 
+def _unknown(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(sorted(known))}"
+    return f"unknown field; {hint}"
+
+
 def _message(details: ErrorDetails, location: list[int | str]) -> str:
     if details["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
-        hint = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(sorted(known))}"
-        return f"unknown field; {hint}"
+        return _unknown(str(location[-1]), _fields_at(location[:-1]))
     if details["type"] == "string_pattern_mismatch" and (rule := _RULES.get(details["ctx"]["pattern"])):
         return f"{rule}, got {details['input']!r}"
     if details["type"] == "missing":
