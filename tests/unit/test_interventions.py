@@ -30,6 +30,7 @@ from curvewatch_workers.intervening import Interventions
 from curvewatch_workers.keeping import MARKER, score_in
 from curvewatch_workers.loop import Trainer
 from curvewatch_workers.policy import Action
+from curvewatch_workers.replay import replay
 from curvewatch_workers.task import TrainingTask
 from curvewatch_workers.testing import RecordingReporter
 from engine_support import make_spec, make_task
@@ -249,6 +250,40 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(tmp_path: Path
     events = {one.reason for one in reporter.messages if isinstance(one, WorkerEvent)}
     assert "checkpoint_unreadable" in events
     assert BLOW_UP_AFTER - 1 in [record.rolled_back_to for record in reporter.records]
+
+
+@pytest.mark.parametrize(
+    ("policy", "times"),
+    [
+        ({}, 40.0),
+        ({}, 1e30),
+        ({"max_interventions": 1, "learning_rate_factor": 0.9}, 40.0),
+        ({"diverging": "observe"}, 40.0),
+        ({"diverging": "observe", "on_nonfinite": "stop"}, 1e30),
+        ({"diverging": "observe", "early_stopping": {"patience": 3}}, 40.0),
+        ({"early_stopping": {"patience": 1}}, 40.0),
+        ({"diverging": "observe", "max_samples": 9 * SAMPLES}, 40.0),
+    ],
+)
+def test_a_replay_says_what_training_did_first(policy: dict[str, Any], times: float, tmp_path: Path) -> None:
+    job = spec(**policy)
+    run = Run(job, regression(times=times), tmp_path)
+
+    found = replay(run.records, job, job.policy)
+
+    if "policy_rescue" in run.messages:
+        first = run.messages["policy_rescue"] if run.reasons.count("policy_rescue") == 1 else None
+        assert found is not None
+        assert found.deed == "rescue"
+        assert first in (None, found.why)
+        (rolled, *_) = (record.epoch for record in run.records if record.rolled_back_to is not None)
+        assert found.epoch == rolled - 1
+    elif run.records[-1].epoch < job.training.epochs:
+        assert found is not None
+        assert (found.epoch, found.why) == (run.records[-1].epoch, run.ending.reason)
+        assert (found.deed == "fail") is (run.ending.outcome is Outcome.FAILED)
+    else:
+        assert found is None
 
 
 def test_on_nonfinite_stop_goes_before_a_rescue(tmp_path: Path) -> None:
