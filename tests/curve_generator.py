@@ -11,6 +11,20 @@ from typing import Final
 
 from curvewatch_workers.diagnosis import Curve, Verdict
 
+LENGTHS: Final = {
+    Verdict.GOOD_FIT: (5, 8, 15, 40, 200, 1000),
+    Verdict.OVERFITTING: (5, 8, 15, 40, 200, 1000),
+    Verdict.OVERCONFIDENT: (8, 15, 40, 200, 1000),
+    Verdict.UNDERFITTING: (8, 15, 40, 200, 1000),
+    Verdict.PLATEAU: (20, 40, 200, 1000),
+    Verdict.SLOW_CONVERGENCE: (8, 15, 40, 200, 1000),
+    Verdict.UNSTABLE: (12, 20, 40, 200, 1000),
+    Verdict.DIVERGING: (5, 8, 15, 40, 200, 1000),
+    Verdict.NOT_FINITE: (5, 15, 40, 200, 1000),
+    Verdict.TOO_EARLY: (1, 2, 3, 4),
+}
+"""Lengths at which an expert could tell each verdict."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:

@@ -6,21 +6,9 @@ import time
 
 import pytest
 
-from curve_generator import make_curve, prefix, scaled
+from curve_generator import LENGTHS, make_curve, prefix, scaled
 from curvewatch_workers.diagnosis import Curve, Verdict, diagnose
 
-LENGTHS = {
-    Verdict.GOOD_FIT: (5, 8, 15, 40, 200, 1000),
-    Verdict.OVERFITTING: (5, 8, 15, 40, 200, 1000),
-    Verdict.OVERCONFIDENT: (8, 15, 40, 200, 1000),
-    Verdict.UNDERFITTING: (8, 15, 40, 200, 1000),
-    Verdict.PLATEAU: (20, 40, 200, 1000),
-    Verdict.SLOW_CONVERGENCE: (8, 15, 40, 200, 1000),
-    Verdict.UNSTABLE: (12, 20, 40, 200, 1000),
-    Verdict.DIVERGING: (5, 8, 15, 40, 200, 1000),
-    Verdict.NOT_FINITE: (5, 15, 40, 200, 1000),
-    Verdict.TOO_EARLY: (1, 2, 3, 4),
-}
 ALARMS = {Verdict.OVERFITTING, Verdict.OVERCONFIDENT, Verdict.UNSTABLE, Verdict.DIVERGING, Verdict.NOT_FINITE}
 
 
