@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def train_lightning(folder: Path) -> int:
@@ -15,6 +16,13 @@ def train_lightning(folder: Path) -> int:
     from curvewatch_workers.hooks.lightning import CurvewatchCallback
     from hook_support import make_datasets
     from unit.test_hook_lightning import Classifier
+
+    class Rank0Logs(Classifier):
+        """Leaves it to rank 0 to log: the other has no number, and needs none."""
+
+        def log(self, *arguments: Any, **options: Any) -> None:
+            if self.global_rank == 0:
+                super().log(*arguments, **options, rank_zero_only=True)
 
     train, validation = make_datasets(healthy=False)
     trainer = pl.Trainer(
@@ -28,7 +36,7 @@ def train_lightning(folder: Path) -> int:
         enable_model_summary=False,
         callbacks=[CurvewatchCallback(folder / "curve.csv", stop=True)],
     )
-    trainer.fit(Classifier(healthy=False), DataLoader(train, 16), DataLoader(validation, 64))
+    trainer.fit(Rank0Logs(healthy=False), DataLoader(train, 16), DataLoader(validation, 64))
     return int(trainer.current_epoch)
 
 

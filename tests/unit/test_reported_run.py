@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from cli_support import Shell
 from curvewatch_service.reconcile import Reconciler
 from curvewatch_service.runs import RunState
 from curvewatch_service.store import Run
+from curvewatch_workers.contract import MOST_EPOCHS
 from curvewatch_workers.errors import HookError
 from curvewatch_workers.hooks import keras as keras_hook
 from curvewatch_workers.hooks import lightning as lightning_hook
@@ -154,6 +156,110 @@ def test_hugging_face_reports_its_evaluations(api: ServedApi, tmp_path: Path) ->
     assert (run.state, run.epoch, run.spec.training.epochs) == (RunState.SUCCEEDED, 3, 3)
     wanted = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert [validation for _, validation in losses(api, run)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"eval_delay": 3, "save_strategy": "epoch"}, 6),
+        (
+            {
+                "eval_strategy": "steps",
+                "eval_steps": 2,
+                "logging_strategy": "steps",
+                "logging_steps": 1,
+                "eval_delay": 5,
+                "save_strategy": "steps",
+                "save_steps": 12,
+            },
+            10,
+        ),
+    ],
+    ids=["epochs", "steps"],
+)
+def test_hugging_face_counts_the_evaluations_that_there_are(
+    options: dict[str, Any], count: int, api: ServedApi, tmp_path: Path
+) -> None:
+    """Three steps an epoch; then the same from a checkpoint, as a new run with the curve so far."""
+    callback = transformers_hook.CurvewatchCallback(tmp_path / "curve.csv", run="net")
+    make_trainer(callback, tmp_path, epochs=8, **options).train()
+    again = transformers_hook.CurvewatchCallback(run="net")
+    make_trainer(again, tmp_path, epochs=8, **options).train(
+        resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-12")
+    )
+
+    Reconciler(api.services.store, api.cluster, api.services.settings).step()
+    for run, hook in zip(api.services.store.runs(), (again, callback), strict=True):
+        assert (run.epoch, run.spec.training.epochs, len(losses(api, run))) == (count, count, count)
+        assert run.diagnosis is not None
+        assert run.diagnosis["verdict"] == hook.diagnosis.verdict != "too_early"
+    first, second = (
+        [loss for pair in losses(api, run) for loss in pair] for run in api.services.store.runs()
+    )
+    assert first == pytest.approx(second)
+
+
+def test_a_training_that_goes_on_from_nobody_knows_where_has_its_curve(api: ServedApi) -> None:
+    callback = keras_hook.CurvewatchCallback(run="net")
+    history = fit(callback, epochs=14, initial_epoch=6)
+
+    run = the_run(api)
+    assert (run.epoch, run.spec.training.epochs) == (8, 8)
+    assert [validation for _, validation in losses(api, run)] == history["val_loss"]
+    assert run.diagnosis is not None
+    assert run.diagnosis["verdict"] == callback.diagnosis.verdict != "too_early"
+
+
+def test_what_was_unknown_once_stays_so_in_a_later_attempt(api: ServedApi) -> None:
+    report(*ROWS[4:6], after=4, ends=False)
+    report(*ROWS[6:7], after=6)
+    run = the_run(api)
+    assert (run.attempt, run.epoch, run.state) == (2, 3, RunState.SUCCEEDED)
+    assert losses(api, run) == [(row.train, row.validation) for row in ROWS[4:7]]
+
+
+def test_a_training_from_before_what_a_run_is_about_is_another_run(api: ServedApi) -> None:
+    report(*ROWS[4:6], after=4, ends=False)
+    report(*ROWS[2:6], after=2)
+    newest, *_ = api.services.store.runs()
+    assert (newest.attempt, newest.epoch) == (1, 4)
+
+
+def test_lightning_plans_the_epochs_that_it_validates(api: ServedApi) -> None:
+    train, validation = make_datasets(healthy=True)
+    trainer = pl.Trainer(
+        max_epochs=5,
+        check_val_every_n_epoch=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[lightning_hook.CurvewatchCallback(run="net")],
+    )
+    trainer.fit(Classifier(healthy=True), DataLoader(train, 64), DataLoader(validation, 128))
+
+    run = the_run(api)
+    assert (run.epoch, run.spec.training.epochs) == (2, 2)
+
+
+def test_epochs_beyond_all_reason_are_an_open_end(api: ServedApi) -> None:
+    feed = CurveFeed("keras", None, run="net")
+    feed.begin(0, planned=10**9)
+    feed.add(ROWS[0])
+    feed.end("")
+    assert (the_run(api).epoch, the_run(api).spec.training.epochs) == (1, MOST_EPOCHS)
+
+
+def test_a_trainer_that_had_to_go_on_after_the_advice_to_stop_has_finished(api: ServedApi) -> None:
+    feed = CurveFeed("keras", None, run="net", stop_on="overfitting")
+    feed.begin(0)
+    rises = [(0.9, 0.9), (0.5, 0.5), (0.3, 0.9), (0.2, 1.3), (0.1, 1.8), (0.05, 2.4)]
+    stops = [feed.add(Row(at=at, train=one, validation=two)) for at, (one, two) in enumerate(rises, 1)]
+    assert stops[-1]
+    assert not feed.add(Row(at=7, train=0.05, validation=0.4))
+    feed.end("")
+    assert the_run(api).reason == "the training has finished"
 
 
 def report(*rows: Row, after: int = 0, ends: bool = True, file: Path | None = None) -> CurveFeed:

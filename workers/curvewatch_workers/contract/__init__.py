@@ -35,6 +35,7 @@ from curvewatch_workers.contract.records import (
 )
 from curvewatch_workers.contract.reported import (
     LONGEST_RUN_ID,
+    MOST_EPOCHS,
     RUN_ID_PATTERN,
     ReportedRun,
     ReportedRunAnswer,
@@ -63,6 +64,7 @@ from curvewatch_workers.contract.spec_file import parse_job_spec, read_job_spec,
 __all__ = [
     "LARGEST_MATRIX",
     "LONGEST_RUN_ID",
+    "MOST_EPOCHS",
     "PROFILE_VARIABLE",
     "RUN_ID_PATTERN",
     "SPLITS",

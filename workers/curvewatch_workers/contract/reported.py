@@ -75,6 +75,9 @@ class ReportedState(Record):
     """The run's token; null while the service has not been reached."""
     attempt: int = Field(ge=1)
     """Latest start of the training, from 1."""
+    unknown_epochs: int = Field(default=0, ge=0)
+    """Epochs that had been trained before the run was first told of, and whose numbers nobody knows: its epochs are
+    counted without them, since a curve is read up to the first that is missing."""
     ended: bool = False
     """Whether the training has ended."""
 

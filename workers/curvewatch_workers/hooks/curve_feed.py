@@ -28,6 +28,7 @@ from curvewatch_workers.meter_run import RUN
 
 logger = logging.getLogger(__name__)
 
+_FINISHED: Final = "the training has finished"
 _NO_TROUBLE: Final = frozenset({Verdict.GOOD_FIT, Verdict.TOO_EARLY})
 
 
@@ -64,7 +65,7 @@ class CurveFeed:
         self._framework = framework
         self._name = run
         self._run: RunFeed = NoRun()
-        self._ending = "the training has finished"
+        self._ending = _FINISHED
         self._unit: Unit = "epoch"
         self._leads = True
         self._rows: dict[int, Row] = {}
@@ -122,7 +123,7 @@ class CurveFeed:
         self._rows = {at: known[at] for at in sorted(known) if at <= after}
         with self._harmless():
             self._reread()
-        self._ending = "the training has finished"
+        self._ending = _FINISHED
         self._run = self._feed_of_run()
         self._run.begin(
             Beginning(
@@ -151,6 +152,8 @@ class CurveFeed:
         """
         again = row.at in self._rows
         self._rows[row.at] = row
+        # A trainer that must go on after a stop was advised, for a least number of epochs, may finish yet.
+        self._ending = _FINISHED
         number = self._number(row.at)
         if not self._leads:
             self._run.note(number)
@@ -213,9 +216,10 @@ class CurveFeed:
 
     def _number(self, at: int) -> int:
         """Return how many epochs of the curve there are up to a row; those that are not known count."""
+        until = [row for row in self._rows.values() if row.at <= at]
         if self._unit == "step":
-            return self.whole
-        return at - sum(not _is_whole(row) for row in self._rows.values() if row.at <= at)
+            return sum(map(_is_whole, until))
+        return at - sum(not _is_whole(row) for row in until)
 
     def _reread(self) -> None:
         self._online, self._verdict = OnlineDiagnosis(), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Collection
@@ -106,14 +107,7 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
         """Take in the epoch; stop on all ranks when rank 0 says so."""
         if not self._trained or trainer.fast_dev_run:
             return
-        logs = trainer.callback_metrics
-        row = Row(
-            at=trainer.current_epoch + 1,
-            train=number_in(logs, self._train_loss, "train_loss"),
-            validation=number_in(logs, self._validation_loss, "validation_loss") if self._validated else None,
-            accuracy=accuracy_in(logs) if self._validated else None,
-            learning_rate=_learning_rate(trainer),
-        )
+        row = self._row(trainer) if trainer.is_global_zero else self._row_of_others(trainer)
         self._trained = self._validated = False
         if _is_of_last_batch(trainer, self._train_loss):
             self._feed.warn(
@@ -122,6 +116,22 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
             )
         if trainer.strategy.broadcast(self._feed.add(row)):
             trainer.should_stop = True
+
+    def _row(self, trainer: Trainer) -> Row:
+        logs = trainer.callback_metrics
+        return Row(
+            at=trainer.current_epoch + 1,
+            train=number_in(logs, self._train_loss, "train_loss"),
+            validation=number_in(logs, self._validation_loss, "validation_loss") if self._validated else None,
+            accuracy=accuracy_in(logs) if self._validated else None,
+            learning_rate=_learning_rate(trainer),
+        )
+
+    def _row_of_others(self, trainer: Trainer) -> Row:
+        """Return what counts on the ranks that do not decide: a module may log on rank 0 alone."""
+        return Row(
+            at=trainer.current_epoch + 1, train=math.nan, validation=math.nan if self._validated else None
+        )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell the run what has ended the training."""
@@ -134,8 +144,9 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
 
 
 def _planned(trainer: Trainer) -> int | None:
-    # -1 is a training without an end; one that ends by steps has as many epochs as it takes.
-    return trainer.max_epochs if (trainer.max_epochs or 0) > 0 and trainer.max_steps < 0 else None
+    # -1 is a training without an end; one that ends by steps, or is validated by them, has as many epochs as it takes.
+    epochs, every = trainer.max_epochs or 0, trainer.check_val_every_n_epoch
+    return epochs // every or None if epochs > 0 and every and trainer.max_steps < 0 else None
 
 
 def _learning_rate(trainer: Trainer) -> float | None:

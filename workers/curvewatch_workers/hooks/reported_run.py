@@ -15,6 +15,7 @@ import requests
 from pydantic import ValidationError
 
 from curvewatch_workers.contract import (
+    MOST_EPOCHS,
     AttemptStarted,
     Control,
     EpochFinished,
@@ -78,10 +79,11 @@ class ReportedRunFeed:
             HookError: The service refuses it, or what is told cannot be kept.
         """
         self.end("", KeyboardInterrupt("the training began anew"))
-        run = _described(self._name, self._framework, beginning.planned, beginning.processes)
         left = self._left() if beginning.after else None
+        if left is not None and beginning.after < left.unknown_epochs:
+            left = None  # it begins before what that run is about
         try:
-            registration = self._registered(run, left)
+            registration = self._registered(beginning, left)
             state = registration.state
             spool = RunLayout(self._folder, state.run_id).spool
             unheard = [message for message in kept_messages(spool) if message is not None]
@@ -107,17 +109,18 @@ class ReportedRunFeed:
                 attempt=state.attempt,
                 world_size=beginning.processes,
                 time=now,
-                resumed_after_epoch=beginning.after,
+                resumed_after_epoch=max(beginning.after - state.unknown_epochs, 0),
             )
         )
         if state.attempt == 1:
-            for epoch, row in beginning.known.items():
-                self._send(epoch, row, now, 0.0)
+            for number, epoch in enumerate(sorted(beginning.known), start=1):
+                self._send(number, beginning.known[epoch], now, 0.0)
         self._watch = Stopwatch()
 
     def tell(self, epoch: int, row: Row) -> bool:
         """Tell a finished epoch; return whether the service wants the run to end."""
-        self._send(epoch, row, *self._watch.lap())
+        unknown = 0 if self._state is None else self._state.unknown_epochs
+        self._send(epoch - unknown, row, *self._watch.lap())
         return self._reporter is not None and self._reporter.control() is Control.STOP
 
     def note(self, epoch: int) -> None:
@@ -190,16 +193,24 @@ class ReportedRunFeed:
         latest = max(ours, key=lambda one: one[0])[1] if ours else None
         return None if latest is None or latest.ended else latest
 
-    def _registered(self, run: ReportedRun, left: ReportedState | None) -> Registration:
-        new = ReportedState(run_id=new_run_id(run.name), run=run, server=self._profile.server, attempt=1)
-        state = new if left is None else left.model_copy(update={"run": run, "attempt": left.attempt + 1})
+    def _registered(self, beginning: Beginning, left: ReportedState | None) -> Registration:
+        unknown = beginning.after - len(beginning.known) if left is None else left.unknown_epochs
+        # Epochs beyond all reason are a way to say that the training ends by itself.
+        open_end = beginning.planned is None or beginning.planned > MOST_EPOCHS
+        planned = None if open_end else max((beginning.planned or 0) - unknown, 1)
+        run = _described(self._name, self._framework, planned, beginning.processes)
+        if left is None:
+            run_id, server = new_run_id(run.name), self._profile.server
+            state = ReportedState(run_id=run_id, run=run, server=server, attempt=1, unknown_epochs=unknown)
+        else:
+            state = left.model_copy(update={"run": run, "attempt": left.attempt + 1})
         registration = Registration(state, self._profile, self._folder)
         try:
             registration.make()
         except Refused as error:
             if left is not None and isinstance(error, Taken):
                 # The service holds it for ended: the training goes on as a new run, with the curve so far.
-                return self._registered(run, None)
+                return self._registered(beginning, None)
             raise HookError(
                 f"CurvewatchCallback(run={self._name!r}): {self._profile.server} does not take the run: {error}"
             ) from error

@@ -55,6 +55,8 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
         self._others: dict[str, object] = {}
         self._evaluated: dict[str, object] = {}
         self._taken_at = -1
+        self._latest = 0
+        """The last row."""
         self._learning_rate: float | None = None
 
     @property
@@ -73,7 +75,8 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
             )
         self._training, self._by_epoch = True, args.eval_strategy == "epoch"
         self._losses, self._others, self._evaluated = [], {}, {}
-        rows = [row for logs in state.log_history if (row := self._row_before(logs)) is not None]
+        self._taken_at, self._latest = -1, 0
+        rows = [row for logs in state.log_history for row in self._rows_before(logs)]
         self._feed.restore(rows)
         self._feed.begin(
             rows[-1].at if rows else 0,
@@ -118,7 +121,9 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
                 "An evaluation with no train loss logged since the one before is left out of the curve; set "
                 'logging_strategy="epoch" in the TrainingArguments, or smaller logging_steps'
             )
-        stops = self._feed.add(self._row(metrics, state.epoch, state.global_step))
+        stops = False
+        for row in self._rows(metrics, state.epoch, state.global_step):
+            stops = self._feed.add(row)
         # What else it lacks may come with another dataset of the same evaluation.
         self._taken_at = state.global_step
         if _of_rank_0(stops, args):
@@ -143,11 +148,11 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
             remedy = f"the evaluation has {there}, and validation_loss names {self._validation_loss!r}"
         self._feed.end(remedy)
 
-    def _row_before(self, logs: Mapping[str, Any]) -> Row | None:
+    def _rows_before(self, logs: Mapping[str, Any]) -> list[Row]:
         if self._validation_loss in logs and logs["step"]:
-            return self._row(logs, logs["epoch"], logs["step"])
+            return self._rows(logs, logs["epoch"], logs["step"])
         self._keep(logs)
-        return None
+        return []
 
     def _keep(self, logs: Mapping[str, object]) -> None:
         if "learning_rate" in logs:
@@ -157,22 +162,30 @@ class CurvewatchCallback(TrainerCallback):  # type: ignore[misc] # not looked in
         elif not any(name.startswith("eval_") for name in logs):
             self._others |= logs
 
-    def _row(self, metrics: Mapping[str, object], epoch: float | None, step: int) -> Row:
+    def _rows(self, metrics: Mapping[str, object], epoch: float | None, step: int) -> list[Row]:
+        """Return the row of an evaluation, after an empty one for each epoch without (`eval_delay`)."""
         losses, self._losses, self._others = self._losses, [], {}
-        return Row(
+        row = Row(
             at=math.ceil(epoch or 0.0) if self._by_epoch else step,
             train=statistics.fmean(losses) if losses else None,
             validation=number_in(metrics, self._validation_loss, "validation_loss"),
             accuracy=accuracy_in(metrics),
             learning_rate=self._learning_rate,
         )
+        passed_by = range(self._latest + 1, row.at) if self._by_epoch else ()
+        self._latest = row.at
+        return [*(Row(at=at, train=None, validation=None) for at in passed_by), row]
 
 
 def _planned(args: TrainingArguments, state: TrainerState) -> int | None:
     """Return how many evaluations there will be; None when that is not known."""
-    if args.eval_strategy == "epoch":
-        return math.ceil(state.num_train_epochs) or None
-    return math.ceil(state.max_steps / state.eval_steps) if state.eval_steps and state.max_steps > 0 else None
+    by_epoch = args.eval_strategy == "epoch"
+    every = 1.0 if by_epoch else float(state.eval_steps or 0)
+    length = float(state.num_train_epochs if by_epoch else state.max_steps)
+    if every <= 0 or length <= 0:
+        return None
+    delayed = max(math.ceil((args.eval_delay or 0) / every) - 1, 0)
+    return max(math.ceil(length / every) - delayed, 1)
 
 
 def _of_rank_0(stops: bool, args: TrainingArguments) -> bool:
