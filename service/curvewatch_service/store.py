@@ -97,7 +97,7 @@ class Store:
             return run_from(row)
 
     def put_reported_run(self, *, run_id: str, spec: JobSpec, owner: str, ingest_token_hash: str) -> bool:
-        """Add a run that is trained elsewhere, or give its owner another ingest token for it.
+        """Add a run that is trained elsewhere, or give its owner another ingest token for it, with its new plan.
 
         Returns:
             Whether it was added.
@@ -136,6 +136,8 @@ class Store:
             if known.state.terminal:
                 raise RunTakenError(run_id, f"has ended, {known.state.label}: {known.reason}")
             row.ingest_token_hash = ingest_token_hash
+            # It may go on for more epochs, or on more processes.
+            row.spec = spec.model_copy(update={"name": row.name}).model_dump_json()
             return False
 
     def heard(self, run_id: str) -> datetime | None:

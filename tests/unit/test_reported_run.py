@@ -218,6 +218,37 @@ def test_what_was_unknown_once_stays_so_in_a_later_attempt(api: ServedApi) -> No
     assert losses(api, run) == [(row.train, row.validation) for row in ROWS[4:7]]
 
 
+def test_what_goes_on_for_more_epochs_is_planned_anew(api: ServedApi) -> None:
+    report(*ROWS[:2], ends=False)
+    feed = CurveFeed("keras", None, run="net")
+    feed.begin(2, planned=20, processes=2)
+    feed.end("")
+    run = the_run(api)
+    assert (run.attempt, run.name, run.spec.training.epochs, run.world_size) == (2, "net", 20, 2)
+
+
+def test_a_run_that_cannot_be_sent_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reported_run, "_FLUSH_SECONDS", 0.2)
+    name_service(monkeypatch, f"http://127.0.0.1:{free_port()}", "cw_anything")
+    for file in ("a", "b"):
+        report(*ROWS[:2], file=tmp_path / file)
+    (tmp_path / "curvewatch-runs" / "aaa").mkdir()
+    (tmp_path / "curvewatch-runs" / "aaa" / "reported.json").write_text("{")
+    shell = Shell(capsys, monkeypatch)
+    with serve_api(tmp_path / "service") as api:
+        name_service(monkeypatch, api.url, api.token)
+        away, state = sorted((tmp_path / "curvewatch-runs").glob("net-*/reported.json"))
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"server": api.url}))
+        sent = shell("send", "--json")
+        assert sent.code == 2
+        assert json.loads(sent.out)["run_id"] == state.parent.name
+        assert f"Error: {away.parent.name}: the profile's token is for {api.url}, not for" in sent.err
+        assert "aaa/reported.json cannot be read" in sent.err
+        assert [run.run_id for run in api.services.store.runs()] == [state.parent.name]
+
+
 def test_a_training_from_before_what_a_run_is_about_is_another_run(api: ServedApi) -> None:
     report(*ROWS[4:6], after=4, ends=False)
     report(*ROWS[2:6], after=2)

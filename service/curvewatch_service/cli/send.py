@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from curvewatch_service.cli.options import JsonOption, TokenOption, connect, output, print_json
+from curvewatch_service.cli.options import EXIT_USAGE, JsonOption, TokenOption, connect, output, print_json
 
 if TYPE_CHECKING:
     from curvewatch_workers.contract import ReportedState
@@ -26,6 +26,8 @@ def send(
     """Send what callbacks of other trainers have kept of their runs; the service takes each message once."""
     from pydantic import ValidationError
 
+    from curvewatch_service.client import ClientError
+    from curvewatch_service.printable import printable
     from curvewatch_workers.contract import read_state
 
     paths = sorted(folder.glob("*/reported.json"))
@@ -34,17 +36,29 @@ def send(
             f"{folder} holds no run of a callback; name the folder `curvewatch-runs` that lies beside the curve's file",
             param_hint="FOLDER",
         )
+    failed = False
     for path in paths:
         try:
             state = read_state(path)
+            told = _send(state, folder, token)
         except (OSError, ValidationError) as error:
-            typer.echo(f"{path} cannot be read, its run is left out: {error}", err=True)
+            failed = True
+            why = (
+                error if isinstance(error, OSError) else "it is damaged, or a newer Curvewatch has written it"
+            )
+            typer.echo(f"Error: {path} cannot be read, its run is left out: {why}", err=True)
             continue
-        told = _send(state, folder, token)
+        except (ClientError, typer.BadParameter) as error:
+            # Another run may be one of another service, or not refused.
+            failed = True
+            typer.echo(printable(f"Error: {state.run_id}: {error}"), err=True)
+            continue
         if as_json:
             print_json(json.dumps(told))
         else:
             output().print(f"{told['run_id']}: {told['messages']} messages sent to {told['server']}")
+    if failed:
+        raise typer.Exit(EXIT_USAGE)
 
 
 def _send(state: ReportedState, folder: Path, token: str | None) -> dict[str, Any]:
