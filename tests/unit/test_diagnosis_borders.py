@@ -41,6 +41,15 @@ def test_a_steady_rise_in_a_few_epochs_counts_from_twenty_percent(rise: float, e
     assert verdict(DECAY[:5], [1.0, 0.5, 0.44, 0.44 + rise / 2, 0.44 + rise]) is expected
 
 
+@pytest.mark.parametrize(("rises", "expected"), [(2, Verdict.GOOD_FIT), (3, Verdict.OVERFITTING)])
+def test_a_rise_in_a_few_epochs_counts_when_it_lasts_as_long_as_the_fall(
+    rises: int, expected: Verdict
+) -> None:
+    validation = [1.0, 0.6, 0.4, 0.33, *(0.33 + 0.1 * (epoch + 1) for epoch in range(rises))]
+
+    assert verdict(DECAY[: len(validation)], validation) is expected
+
+
 @pytest.mark.parametrize(("fall", "overfits"), [(0.008, False), (0.012, True)])
 def test_train_loss_must_fall_for_overfitting(fall: float, overfits: bool) -> None:
     # Yardstick of train loss 0.5, two percent of it 0.01.

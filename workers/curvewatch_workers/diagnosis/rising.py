@@ -27,7 +27,7 @@ there is none in a run of a few epochs."""
 RISES: Final = 5
 """Rises in a row that are no chance: of six values in any order, one order in 720."""
 FEW_RISES: Final = 2
-"""Rises in a row that are enough where everything before was in order too."""
+"""Rises in a row that are enough at least where everything before was in order too."""
 FALL: Final = 0.02
 """Fall of the train loss, on its yardstick, that counts as going on learning the train set."""
 BY_HEART: Final = 0.05
@@ -243,9 +243,10 @@ def _rises_clearly(reading: Reading) -> bool:
     rises = validation.rises_in_a_row
     if rises >= RISES:
         return True
-    # Both fell without a break until validation loss turned: noise does that in one run of hundreds.
+    # Both fell without a break until validation loss turned, and it has risen as often as it fell: noise does that in
+    # one run of hundreds. Fewer rises will not do: the first falls of a run are so steep that noise breaks none.
     return (
-        rises >= FEW_RISES
+        rises >= max(FEW_RISES, validation.lowest)
         and validation.falls_without_a_break(validation.lowest)
         and train.falls_without_a_break(reading.epochs - 1)
     )
