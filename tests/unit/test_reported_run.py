@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -442,3 +443,40 @@ def test_the_command_line_shows_what_trains_it(
     assert facts["state"].startswith("SUCCEEDED")
     assert any(line.split() == ["trained", "by", "keras"] for line in shown)
     assert not any(line.startswith(("code", "workers", "Ray job")) for line in shown)
+
+
+def test_each_message_is_kept_once_however_often_the_training_goes_on(api: ServedApi, tmp_path: Path) -> None:
+    file = tmp_path / "curve.csv"
+    for after in range(4):
+        feed = report(ROWS[after], after=after, file=file, ends=False)
+        abandon(feed)
+    report(ROWS[4], after=4, file=file)
+    run = the_run(api)
+    assert (run.attempt, run.epoch) == (5, 5)
+    kept = [
+        line for path in tmp_path.glob("curvewatch-runs/*/spool/*") for line in path.read_bytes().splitlines()
+    ]
+    assert len(kept) == len(set(kept)) == 5 + 5 + 1  # starts, epochs and the end
+
+
+def test_an_epoch_that_a_crash_kept_from_the_disk_comes_from_the_curve(
+    api: ServedApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "curve.csv"
+    with monkeypatch.context() as crash:
+        crash.setattr(reported_run.SpoolingReporter, "send", lambda *_: None)
+        abandon(report(*ROWS[:3], file=file, ends=False))
+    report(ROWS[3], after=3, file=file)
+    run = the_run(api)
+    assert run.attempt == 2
+    assert losses(api, run) == [(row.train, row.validation) for row in ROWS[:4]]
+
+
+def abandon(feed: CurveFeed) -> None:
+    """Let a training end without a word, as a killed one does."""
+    run = feed._run
+    assert isinstance(run, reported_run.ReportedRunFeed)
+    assert run._reporter is not None
+    run._reporter.close()
+    run._reporter = None
+    atexit.unregister(run._leave)

@@ -10,7 +10,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -144,6 +144,7 @@ class SpoolingReporter:
         backoff_seconds: First pause after a failed attempt; doubled up to thirty times that, with jitter.
         respool_seconds: Pause before what the disk did not take is tried again.
         remedy: What becomes of messages that the service has not confirmed in the end.
+        unsent: Messages that an earlier writer has spooled, to be sent before all others and not spooled again.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class SpoolingReporter:
         backoff_seconds: float = 0.5,
         respool_seconds: float = 10.0,
         remedy: str = "the service takes them from there, if it can read it",
+        unsent: Iterable[IngestMessage] = (),
     ) -> None:
         self._post = post
         self._poll = poll_seconds
@@ -167,7 +169,7 @@ class SpoolingReporter:
         self._queue: queue.SimpleQueue[IngestMessage | None] = queue.SimpleQueue()
         # Guards the three below, and tells the sender of a change.
         self._changed = threading.Condition()
-        self._unsent: list[IngestMessage] = []
+        self._unsent: list[IngestMessage] = list(unsent)
         self._all_spooled = False
         self._given_up = False
         self._failures = 0

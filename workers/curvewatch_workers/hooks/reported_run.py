@@ -93,6 +93,8 @@ class ReportedRunFeed:
                 poll_seconds=_POLL_SECONDS,
                 flush_seconds=_FLUSH_SECONDS,
                 remedy=f"`curvewatch send {self._folder}` sends what is kept, when the service is back",
+                # Of these the service may lack the last, and takes none twice.
+                unsent=unheard,
             )
         except OSError as error:
             raise HookError(
@@ -100,9 +102,6 @@ class ReportedRunFeed:
             ) from error
         self._state, self._reporter = state, reporter
         atexit.register(self._leave)
-        # Of these the service may lack the last, and takes none twice.
-        for message in unheard:
-            reporter.send(message)
         now = dt.datetime.now(dt.UTC)
         reporter.send(
             AttemptStarted(
@@ -112,9 +111,14 @@ class ReportedRunFeed:
                 resumed_after_epoch=max(beginning.after - state.unknown_epochs, 0),
             )
         )
+        told = {message.record.epoch for message in unheard if isinstance(message, EpochFinished)}
         if state.attempt == 1:
-            for number, epoch in enumerate(sorted(beginning.known), start=1):
-                self._send(number, beginning.known[epoch], now, 0.0)
+            rows = {number: beginning.known[at] for number, at in enumerate(sorted(beginning.known), start=1)}
+        else:
+            rows = {at - state.unknown_epochs: row for at, row in beginning.known.items()}
+        for number, row in rows.items():
+            if number > 0 and number not in told:  # all of a new run; else what a crash has kept from the disk
+                self._send(number, row, now, 0.0)
         self._watch = Stopwatch()
 
     def tell(self, epoch: int, row: Row) -> bool:
