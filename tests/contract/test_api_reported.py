@@ -52,6 +52,13 @@ def test_whoever_goes_on_shuts_out_the_trainer_before(api: ServedApi) -> None:
     assert len(api.request("GET", "/api/v1/runs").json()["runs"]) == 1
 
 
+def test_who_goes_on_may_plan_more_than_before(api: ServedApi) -> None:
+    put(api, epochs=3)
+    put(api, epochs=6, world_size=2)
+    shown = api.request("GET", f"/api/v1/runs/{RUN}").json()
+    assert shown["epochs_planned"] == 6
+
+
 def test_an_id_that_is_anothers_is_refused(api: ServedApi) -> None:
     put(api)
     other = api.services.tokens.issue("eve")

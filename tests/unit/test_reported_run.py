@@ -25,7 +25,7 @@ from cli_support import Shell
 from curvewatch_service.reconcile import Reconciler
 from curvewatch_service.runs import RunState
 from curvewatch_service.store import Run
-from curvewatch_workers.contract import MOST_EPOCHS
+from curvewatch_workers.contract import MOST_EPOCHS, Control, IngestMessage
 from curvewatch_workers.errors import HookError
 from curvewatch_workers.hooks import keras as keras_hook
 from curvewatch_workers.hooks import lightning as lightning_hook
@@ -33,6 +33,7 @@ from curvewatch_workers.hooks import reported_run
 from curvewatch_workers.hooks import transformers as transformers_hook
 from curvewatch_workers.hooks.curve_feed import CurveFeed
 from curvewatch_workers.hooks.curve_file import Row
+from curvewatch_workers.reporter import HttpPost, Refused, SpoolingReporter
 from hook_support import make_datasets
 from ray_support import free_port
 from unit.test_hook_keras import fit
@@ -464,12 +465,101 @@ def test_an_epoch_that_a_crash_kept_from_the_disk_comes_from_the_curve(
 ) -> None:
     file = tmp_path / "curve.csv"
     with monkeypatch.context() as crash:
-        crash.setattr(reported_run.SpoolingReporter, "send", lambda *_: None)
+        crash.setattr(SpoolingReporter, "send", lambda *_: None)
         abandon(report(*ROWS[:3], file=file, ends=False))
     report(ROWS[3], after=3, file=file)
     run = the_run(api)
     assert run.attempt == 2
     assert losses(api, run) == [(row.train, row.validation) for row in ROWS[:4]]
+
+
+def test_a_fork_does_not_end_the_run_of_its_parent(api: ServedApi, tmp_path: Path) -> None:
+    feed = report(*ROWS[:2], ends=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            feed.end("")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    (state,) = tmp_path.glob("curvewatch-runs/*/reported.json")
+    assert not json.loads(state.read_text())["ended"]
+    feed.add(ROWS[2])
+    feed.end("all done")
+    run = the_run(api)
+    assert (run.state, run.epoch) == (RunState.SUCCEEDED, 3)
+
+
+def test_a_training_whose_end_was_told_is_not_gone_on_with_when_it_is_killed_in_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name_service(monkeypatch, f"http://127.0.0.1:{free_port()}", "cw_anything")
+    seen: list[bool] = []
+
+    def look(_: object) -> None:
+        (state,) = tmp_path.glob("curvewatch-runs/*/reported.json")
+        seen.append(json.loads(state.read_text())["ended"])
+
+    monkeypatch.setattr(SpoolingReporter, "close", look)
+    report(ROWS[0])
+    assert seen == [True]
+
+
+def test_an_earlier_process_takes_nothing_back_from_the_one_that_went_on(
+    api: ServedApi, tmp_path: Path
+) -> None:
+    file = tmp_path / "curve.csv"
+    before = report(*ROWS[:2], file=file, ends=False)
+    after = report(ROWS[2], after=2, file=file, ends=False)
+    before.end("")
+    (path,) = tmp_path.glob("curvewatch-runs/*/reported.json")
+    state = json.loads(path.read_text())
+    assert (state["attempt"], state["ended"]) == (2, False)
+    after.end("")
+    assert (the_run(api).state, the_run(api).epoch) == (RunState.SUCCEEDED, 3)
+
+
+@pytest.mark.parametrize("url", ["http://", "http://x..y", "http://h:99999", "http://[::1"])
+def test_an_address_that_is_none_is_told_before_anything_is_trained(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name_service(monkeypatch, url, "cw_anything")
+    with pytest.raises(HookError, match="its address cannot be used"):
+        report()
+
+
+def test_certificates_that_are_not_there_are_told_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name_service(monkeypatch, f"https://127.0.0.1:{free_port()}", "cw_anything")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    with pytest.raises(HookError, match=r"does not take the run: .*/nowhere/ca.pem"):
+        report()
+
+
+def test_more_epochs_than_anybody_plans_have_no_end(api: ServedApi) -> None:
+    feed = CurveFeed("keras", None, run="net")
+    feed.begin(0, planned=10**9)
+    feed.end("")
+    assert the_run(api).spec.training.epochs == 1_000_000
+
+
+def test_a_gateway_that_answers_for_the_service_costs_no_message(
+    api: ServedApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = report(ends=False)
+    post, refusals = HttpPost.__call__, [404, 403]
+
+    def answer(self: HttpPost, messages: tuple[IngestMessage, ...]) -> Control:
+        if messages and refusals:
+            raise Refused("no such route", refusals.pop())
+        return post(self, messages)
+
+    monkeypatch.setattr(HttpPost, "__call__", answer)
+    feed.add(ROWS[0])
+    feed.end("")
+    assert not refusals
+    assert the_run(api).epoch == 1
 
 
 def abandon(feed: CurveFeed) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import datetime as dt
 import logging
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Final
 
 import requests
 from pydantic import ValidationError
+from urllib3.exceptions import LocationParseError
 
 from curvewatch_workers.contract import (
     MOST_EPOCHS,
@@ -49,6 +52,8 @@ _POLL_SECONDS: Final = 5.0
 _REQUEST_SECONDS: Final = 10.0
 _FLUSH_SECONDS = 15.0
 """How long a training that is over waits for the service."""
+_MESSAGES_ARE_WRONG: Final = frozenset({400, 413, 422})
+"""Answers of the service that speak of what is told; no other may drop it."""
 _INTERRUPTED = KeyboardInterrupt | SystemExit
 
 
@@ -69,7 +74,9 @@ class ReportedRunFeed:
         self._profile = _profile()
         _described(name, framework, planned=None, processes=1)
         self._state: ReportedState | None = None
+        self._registration: Registration | None = None
         self._reporter: SpoolingReporter | None = None
+        self._process = 0
         self._watch = Stopwatch()
 
     def begin(self, beginning: Beginning) -> None:
@@ -100,7 +107,8 @@ class ReportedRunFeed:
             raise HookError(
                 f"what is told of run {self._name!r} cannot be kept in {self._folder}: {error}"
             ) from error
-        self._state, self._reporter = state, reporter
+        self._state, self._reporter, self._registration = state, reporter, registration
+        self._process = os.getpid()
         atexit.register(self._leave)
         now = dt.datetime.now(dt.UTC)
         reporter.send(
@@ -132,8 +140,10 @@ class ReportedRunFeed:
 
     def end(self, reason: str, error: BaseException | None = None) -> None:
         """Say that the training is over, and wait for the service for a while."""
-        reporter, state, self._reporter = self._reporter, self._state, None
-        if reporter is None or state is None:
+        if os.getpid() != self._process:
+            return  # a fork of the program that trains has no say in how it ends
+        reporter, registration, self._reporter = self._reporter, self._registration, None
+        if reporter is None or registration is None:
             return
         atexit.unregister(self._leave)
         outcome, text, trace = Outcome.SUCCEEDED, reason, None
@@ -153,12 +163,17 @@ class ReportedRunFeed:
                 traceback=None if trace is None else trace[-65536:],
             )
         )
-        reporter.close()
-        layout = RunLayout(self._folder, state.run_id)
         try:
-            keep_state(self._folder, read_state(layout.reported).model_copy(update={"ended": True}))
-        except (OSError, ValidationError) as trouble:
-            logger.warning("%s: %s", layout.reported, trouble, extra={"action": "reported_state_not_kept"})
+            # Before the wait: who is killed there has told its end, which `curvewatch send` sends.
+            registration.keep(ended=True)
+        except OSError as trouble:
+            logger.warning(
+                "The end of run %s is not written down: %s",
+                registration.state.run_id,
+                trouble,
+                extra={"action": "reported_state_not_kept"},
+            )
+        reporter.close()
 
     def _leave(self) -> None:
         """Say how the program ends whose training did not tell its end."""
@@ -258,18 +273,41 @@ class Registration:
         self.state = state
         self._profile, self._folder = profile, folder
         self._post: HttpPost | None = None
+        self._lock = threading.Lock()  # the end and the token come from two threads
         keep_state(folder, state)
 
     def __call__(self, messages: Sequence[IngestMessage]) -> Control:
         """Send messages."""
-        post = self._post or self.make()
+        try:
+            post = self._post or self.make()
+        except Refused as error:
+            raise Undeliverable(str(error)) from error
         try:
             return post(tuple(messages))
         except Refused as error:
-            if error.status != 401:
+            if error.status in _MESSAGES_ARE_WRONG:
                 raise
-            # Not for ever, and no reason to stop: a later start has the run, or the service has lost it.
+            # Not for ever, and no reason to drop them: a later start has the run, the service has lost it, or a
+            # gateway answers in the place of the service.
             raise Undeliverable(f"the run has another token by now, or is gone: {error}") from error
+
+    def keep(self, **changes: object) -> None:
+        """Change what is remembered of the run, unless a later start has it.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        with self._lock:
+            self.state = self.state.model_copy(update=changes)
+            if not self._taken_over():
+                keep_state(self._folder, self.state)
+
+    def _taken_over(self) -> bool:
+        try:
+            there = read_state(RunLayout(self._folder, self.state.run_id).reported)
+        except (OSError, ValidationError):
+            return False
+        return there.attempt > self.state.attempt
 
     def make(self) -> HttpPost:
         """Make the run, or shut out an earlier process of it.
@@ -279,10 +317,9 @@ class Registration:
             Refused: The service will never take it.
             Undeliverable: It does not answer now.
         """
-        session, address = (
-            DeadlineSession(),
-            f"{self._profile.server.rstrip('/')}/api/v1/runs/{self.state.run_id}",
-        )
+        if self._taken_over():
+            raise Undeliverable("a later start of this training has the run")
+        session, address = DeadlineSession(), f"{self._profile.server}/api/v1/runs/{self.state.run_id}"
         session.headers.update(
             {"Authorization": f"Bearer {self._profile.token}", "Content-Type": "application/json"}
         )
@@ -290,16 +327,19 @@ class Registration:
         try:
             with session:
                 response = session.send_within(_REQUEST_SECONDS, address, body, method="PUT")
+        except (requests.exceptions.InvalidURL, LocationParseError) as error:
+            raise Refused(f"its address cannot be used: {error}") from error
         except requests.RequestException as error:
             raise Undeliverable(str(error)) from error
+        except OSError as error:  # $REQUESTS_CA_BUNDLE names no file
+            raise Refused(str(error)) from error
         if not response.ok:
             raise _refusal(response)
         try:
             token = ReportedRunAnswer.model_validate_json(response.content).ingest_token
         except ValidationError as error:
             raise Undeliverable(f"{response.status_code}, but no answer of a Curvewatch service") from error
-        self.state = self.state.model_copy(update={"ingest_token": token})
-        keep_state(self._folder, self.state)
+        self.keep(ingest_token=token)
         self._post = HttpPost(f"{address}/ingest", token)
         return self._post
 
@@ -318,9 +358,10 @@ def _refusal(response: requests.Response) -> Exception:
 
 def _profile() -> Profile:
     try:
-        return read_profile()
+        profile = read_profile()
     except ProfileError as error:
         raise HookError(f"CurvewatchCallback(run=...): {error}") from error
+    return profile.model_copy(update={"server": profile.server.rstrip("/")})
 
 
 def _described(name: str, framework: str, planned: int | None, processes: int) -> ReportedRun:
