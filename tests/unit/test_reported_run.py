@@ -562,6 +562,42 @@ def test_a_gateway_that_answers_for_the_service_costs_no_message(
     assert the_run(api).epoch == 1
 
 
+def test_what_keeps_one_run_back_keeps_back_no_other_and_a_run_that_was_lost_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("gone", "lost"):
+        with serve_api(tmp_path / name) as api:
+            name_service(monkeypatch, api.url, api.token)
+            feed = CurveFeed("keras", None, run=name)
+            feed.begin(0, planned=8)
+            feed.add(ROWS[0])
+            feed.end("")
+    with serve_api(tmp_path / "anew") as api:
+        name_service(monkeypatch, api.url, api.token)
+        (path,) = tmp_path.glob("curvewatch-runs/lost-*/reported.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"server": api.url}))
+        sent = Shell(capsys, monkeypatch)("send")
+        assert sent.code == 2
+        assert "no Curvewatch service answers" in sent.err
+        run = the_run(api)
+        assert (run.name, run.epoch, run.state) == ("lost", 1, RunState.SUCCEEDED)
+
+
+def test_send_does_not_take_a_run_from_the_trainer_that_has_it(
+    api: ServedApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed = report(ROWS[0], ends=False)
+    (path,) = tmp_path.glob("curvewatch-runs/*/reported.json")
+    state = path.read_text()
+    path.write_text(json.dumps(json.loads(state) | {"ingest_token": "cwi_earlier"}))
+    sent = Shell(capsys, monkeypatch)("send")
+    assert sent.code == 2
+    assert "may tell about it" in sent.err
+    path.write_text(state)
+    feed.end("")
+    assert the_run(api).state is RunState.SUCCEEDED
+
+
 def abandon(feed: CurveFeed) -> None:
     """Let a training end without a word, as a killed one does."""
     run = feed._run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from curvewatch_service.cli.options import EXIT_USAGE, JsonOption, TokenOption, connect, output, print_json
 
 if TYPE_CHECKING:
-    from curvewatch_workers.contract import ReportedState
+    from curvewatch_workers.contract import IngestMessage, ReportedState
 
 _BATCH = 200
 
@@ -62,8 +63,8 @@ def send(
 
 
 def _send(state: ReportedState, folder: Path, token: str | None) -> dict[str, Any]:
-    from curvewatch_service.client import Client
-    from curvewatch_workers.contract import RunLayout, keep_state, kept_messages
+    from curvewatch_service.client import WrongTokenError
+    from curvewatch_workers.contract import RunLayout, kept_messages
 
     spool = RunLayout(folder, state.run_id).spool
     kept = list(kept_messages(spool))
@@ -71,17 +72,46 @@ def _send(state: ReportedState, folder: Path, token: str | None) -> dict[str, An
     unreadable = len(kept) - len(messages)
     if unreadable:
         typer.echo(f"{spool}: {unreadable} lines cannot be read and are left out", err=True)
-    ingest_token = state.ingest_token
-    if ingest_token is None:
-        with connect(state.server, token) as client:
-            ingest_token = client.put_run(state.run_id, state.run).ingest_token
-        keep_state(folder, state.model_copy(update={"ingest_token": ingest_token}))
-    with Client(state.server, ingest_token) as client:
-        for first in range(0, len(messages), _BATCH):
-            client.ingest(state.run_id, messages[first : first + _BATCH])
+    try:
+        _tell(state, state.ingest_token or _made(state, folder, token), messages)
+    except WrongTokenError:
+        if state.ingest_token is None or _is_known(state, token):
+            raise  # a trainer that has the run now must not lose it
+        _tell(state, _made(state, folder, token), messages)
     return {
         "run_id": state.run_id,
         "server": state.server,
         "messages": len(messages),
         "unreadable": unreadable,
     }
+
+
+def _tell(state: ReportedState, ingest_token: str, messages: Sequence[IngestMessage]) -> None:
+    from curvewatch_service.client import Client
+
+    with Client(state.server, ingest_token) as client:
+        for first in range(0, len(messages), _BATCH):
+            client.ingest(state.run_id, messages[first : first + _BATCH])
+
+
+def _made(state: ReportedState, folder: Path, token: str | None) -> str:
+    """Make the run that the service does not have; return its ingest token."""
+    from curvewatch_workers.contract import RunLayout, keep_state, read_state
+
+    with connect(state.server, token) as client:
+        made = client.put_run(state.run_id, state.run).ingest_token
+    # Read again: its trainer may have changed it meanwhile.
+    now = read_state(RunLayout(folder, state.run_id).reported)
+    keep_state(folder, now.model_copy(update={"ingest_token": made}))
+    return made
+
+
+def _is_known(state: ReportedState, token: str | None) -> bool:
+    from curvewatch_service.client import UnknownRunError
+
+    with connect(state.server, token) as client:
+        try:
+            client.run(state.run_id)
+        except UnknownRunError:
+            return False
+    return True
