@@ -95,7 +95,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._now = now
-        self._began = now()
+        self._heard: dict[str, tuple[datetime | None, float]] = {}
         self._spool = SpoolReader(store, settings.storage_path)
         self._outage = _Outage()
         self._stop_due: dict[str, float] = {}
@@ -209,8 +209,12 @@ class Reconciler:
                 self._move(run, move)
 
     def _follow_elsewhere(self, run: Run) -> None:
-        heard = max(self._began, run.created_at, self._store.heard(run.run_id) or run.created_at)
-        silent = (self._now() - heard).total_seconds()
+        # By a clock that neither jumps nor goes on while the machine sleeps: a laptop that wakes up has heard nothing
+        # for hours, and its trainer neither said nor did anything meanwhile.
+        heard = self._store.heard(run.run_id)
+        if run.run_id not in self._heard or self._heard[run.run_id][0] != heard:
+            self._heard[run.run_id] = heard, self._clock()
+        silent = self._clock() - self._heard[run.run_id][1]
         move = decide_elsewhere(run, silent=silent, allowed=self._settings.silence_seconds)
         if move is not None:
             self._move(run, move)
@@ -368,6 +372,8 @@ class Reconciler:
         self._taken &= jobs
         for job in self._ended_since.keys() - jobs:
             del self._ended_since[job]
+        for run_id in self._heard.keys() - active:
+            del self._heard[run_id]
         for run_id in self._stop_due.keys() - active:
             del self._stop_due[run_id]
 

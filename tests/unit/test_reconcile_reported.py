@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_its_trainers_last_word_ends_it_even_while_the_cluster_is_away(world: Wo
 
 def test_silence_is_borne_for_a_while_and_then_it_is_lost(world: World) -> None:
     report(world)
+    world.reconciler.step()
     world.clock.now += world.settings.silence_seconds - 5
     world.reconciler.step()
     assert world.run(RUN).state is RunState.RUNNING
@@ -58,6 +60,26 @@ def test_silence_is_borne_for_a_while_and_then_it_is_lost(world: World) -> None:
     assert run.state is RunState.LOST
     assert "silent for 3600 s" in run.reason
     assert "curvewatch send" in run.reason
+
+
+def test_a_machine_that_has_slept_waits_for_the_trainer_that_slept_beside_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report(world)
+    world.reconciler.step()
+    monkeypatch.setattr(world.reconciler, "_now", lambda: datetime.now(UTC) + timedelta(days=1))
+    world.reconciler.step()
+    assert world.run(RUN).state is RunState.RUNNING
+
+
+def test_a_word_of_the_trainer_ends_the_silence(world: World) -> None:
+    report(world)
+    for _ in range(3):
+        world.reconciler.step()
+        world.clock.now += world.settings.silence_seconds - 5
+        world.store.ingest(RUN, [])
+    world.reconciler.step()
+    assert world.run(RUN).state is RunState.RUNNING
 
 
 def test_a_service_that_was_away_itself_waits_from_its_start_on(world: World) -> None:
