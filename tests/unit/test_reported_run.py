@@ -9,13 +9,16 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
+import httpx
 import keras
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
@@ -596,6 +599,49 @@ def test_send_does_not_take_a_run_from_the_trainer_that_has_it(
     path.write_text(state)
     feed.end("")
     assert the_run(api).state is RunState.SUCCEEDED
+
+
+def test_a_service_behind_a_proxy_is_reached_as_the_command_line_reaches_it(
+    api: ServedApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Proxy(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            url = self.path.replace("http://curvewatch.invalid", api.url)
+            headers = {name: self.headers[name] for name in ("Authorization", "Content-Type")}
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            with httpx.Client(trust_env=False) as client:
+                told = client.request(self.command, url, content=body, headers=headers)
+            self.send_response(told.status_code)
+            self.send_header("Content-Length", str(len(told.content)))
+            self.end_headers()
+            self.wfile.write(told.content)
+
+        def do_POST(self) -> None:
+            self.do_PUT()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    name_service(monkeypatch, "http://curvewatch.invalid", api.token)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,)).start()
+        try:
+            monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.server_port}")
+            report(ROWS[0])
+        finally:
+            proxy.shutdown()
+    run = the_run(api)
+    assert (run.state, run.epoch) == (RunState.SUCCEEDED, 1)
+
+
+@pytest.mark.usefixtures("api")
+def test_no_proxy_stands_before_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("CURVEWATCH_TOKEN", "cw_wrong")
+    with pytest.raises(HookError, match="is not one of this service's"):
+        report()
 
 
 def abandon(feed: CurveFeed) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -24,11 +26,17 @@ class DeadlineSession(requests.Session):
     Proxies of the environment and ~/.netrc are left aside: the address is a service beside the cluster, and
     netrc's password would take the place of the token. A private authority's certificates are still taken
     from REQUESTS_CA_BUNDLE.
+
+    Args:
+        outside: Address of a service that may well be elsewhere: it is reached through the environment's proxies,
+            unless it is this machine. Through a proxy each byte has the time limit, not the whole answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outside: str | None = None) -> None:
         super().__init__()
         self.trust_env = False
+        if outside is not None and not _is_this_machine(outside):
+            self.proxies.update(requests.utils.get_environ_proxies(outside))
         self.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         for scheme in ("http://", "https://"):
             self.mount(scheme, _CuttableAdapter())
@@ -58,6 +66,16 @@ class DeadlineSession(requests.Session):
         if cut.done:  # an answer without a length ends where it was cut
             raise requests.Timeout(f"no whole answer within {seconds:g} s")
         return response
+
+
+def _is_this_machine(address: str) -> bool:
+    try:
+        host = urlsplit(address).hostname or ""
+    except ValueError:
+        return True  # no address at all, which is told when something is sent to it
+    with contextlib.suppress(ValueError):  # a name
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 class _Cut:

@@ -98,12 +98,15 @@ class HttpPost:
         url: Address of the route.
         token: The run's own ingest token.
         seconds: How long one request may take in all, however slowly the answer comes.
+        outside: Whether the service may be reached through a proxy of the environment.
     """
 
-    def __init__(self, url: str, token: str, *, seconds: float = _POST_SECONDS) -> None:
+    def __init__(
+        self, url: str, token: str, *, seconds: float = _POST_SECONDS, outside: bool = False
+    ) -> None:
         self._url = url
         self._seconds = seconds
-        self._session = DeadlineSession()
+        self._session = DeadlineSession(url if outside else None)
         self._session.headers.update({"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
 
     def __call__(self, messages: tuple[IngestMessage, ...]) -> Control:

@@ -319,7 +319,8 @@ class Registration:
         """
         if self._taken_over():
             raise Undeliverable("a later start of this training has the run")
-        session, address = DeadlineSession(), f"{self._profile.server}/api/v1/runs/{self.state.run_id}"
+        address = f"{self._profile.server}/api/v1/runs/{self.state.run_id}"
+        session = DeadlineSession(address)
         session.headers.update(
             {"Authorization": f"Bearer {self._profile.token}", "Content-Type": "application/json"}
         )
@@ -340,7 +341,7 @@ class Registration:
         except ValidationError as error:
             raise Undeliverable(f"{response.status_code}, but no answer of a Curvewatch service") from error
         self.keep(ingest_token=token)
-        self._post = HttpPost(f"{address}/ingest", token)
+        self._post = HttpPost(f"{address}/ingest", token, outside=True)
         return self._post
 
 
