@@ -509,10 +509,12 @@ def test_a_training_whose_end_was_told_is_not_gone_on_with_when_it_is_killed_in_
 
 
 def test_an_earlier_process_takes_nothing_back_from_the_one_that_went_on(
-    api: ServedApi, tmp_path: Path
+    api: ServedApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "curve.csv"
-    before = report(*ROWS[:2], file=file, ends=False)
+    with monkeypatch.context() as short:
+        short.setattr(reported_run, "_FLUSH_SECONDS", 0.2)
+        before = report(*ROWS[:2], file=file, ends=False)
     after = report(ROWS[2], after=2, file=file, ends=False)
     before.end("")
     (path,) = tmp_path.glob("curvewatch-runs/*/reported.json")
