@@ -125,7 +125,8 @@ class ReportedRunFeed:
         else:
             rows = {at - state.unknown_epochs: row for at, row in beginning.known.items()}
         for number, row in rows.items():
-            if number > 0 and number not in told:  # all of a new run; else what a crash has kept from the disk
+            # All of a new run; else what a crash has kept from the disk.
+            if number > 0 and number not in told:
                 self._send(number, row, now, 0.0)
         self._watch = Stopwatch()
 
