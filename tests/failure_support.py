@@ -249,7 +249,7 @@ def require_same_curve(undisturbed: Finished, disturbed: Finished) -> float:
     """
     run = disturbed.run
     assert run.state == "SUCCEEDED", f"{run.reason}\n{run.traceback}"
-    epochs = run.epochs_planned
+    epochs = run.spec.training.epochs
     assert [epoch.epoch for epoch in disturbed.epochs] == list(range(1, epochs + 1))
     differences = [0.0]
     for one, other in zip(undisturbed.epochs[:epochs], disturbed.epochs, strict=True):

@@ -160,7 +160,8 @@ def _facts(run: Run, cluster: str) -> Iterator[Sample]:
     for state in RunState:
         yield Sample(series.RUN_STATE, state is run.state, {"state": state.label})
     yield Sample(series.EPOCH, run.epoch, {})
-    yield Sample(series.EPOCHS_PLANNED, spec.training.epochs, {})
+    if run.epochs_planned is not None:
+        yield Sample(series.EPOCHS_PLANNED, run.epochs_planned, {})
     yield Sample(series.PATIENCE_EPOCHS, spec.patience_epochs, {})
     yield Sample(series.WORKER_RESTARTS, max(run.attempt - 1, 0), {})
     if run.world_size is not None:

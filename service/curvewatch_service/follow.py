@@ -68,9 +68,10 @@ def follow(
         if change.ended:
             return
         if clock() - begun_at > limit_seconds:
+            planned = change.run.epochs_planned
             raise StillGoingError(
                 f"{run_id} is still {change.run.state} after {limit_seconds:.0f} s ({change.run.reason}), "
-                f"at epoch {change.run.epoch} of {change.run.epochs_planned}"
+                f"at epoch {change.run.epoch}" + ("" if planned is None else f" of {planned}")
             )
         sleep(interval_seconds)
 

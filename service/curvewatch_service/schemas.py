@@ -126,7 +126,8 @@ class RunSummary(View):
     """Latest attempt, 0 before the first."""
     epoch: int
     """Latest finished epoch, 0 before the first."""
-    epochs_planned: int
+    epochs_planned: int | None
+    """Epochs that the run is to have; null for one that is trained elsewhere without an end of its own."""
     world_size: int | None
     verdict: str | None
     train_loss: float | None

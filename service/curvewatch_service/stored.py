@@ -9,7 +9,7 @@ from typing import Any
 
 from curvewatch_service.runs import RunState
 from curvewatch_service.tables import RunRow
-from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome
+from curvewatch_workers.contract import MOST_EPOCHS, Control, EpochRecord, JobSpec, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,12 @@ class Run:
     def submission_id(self) -> str | None:
         """Name of the Ray job that runs it now or ran it last."""
         return f"{self.run_id}-{self.submission}" if self.submission and not self.trained_elsewhere else None
+
+    @property
+    def epochs_planned(self) -> int | None:
+        """Epochs that it is to have; None for one that is trained elsewhere without an end of its own."""
+        epochs = self.spec.training.epochs
+        return None if self.trained_elsewhere and epochs == MOST_EPOCHS else epochs
 
     @property
     def trained_elsewhere(self) -> bool:

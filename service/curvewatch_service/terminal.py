@@ -69,9 +69,14 @@ def age(seconds: float) -> str:
     return " ".join(span(seconds).split()[:2])
 
 
-def seconds_left(epochs: Sequence[EpochView], planned: int) -> float | None:
-    """Estimate the seconds to the last planned epoch from the latest epochs; None before the first."""
-    if not epochs:
+def progress(epoch: int, planned: int | None, between: str = "/") -> str:
+    """Write how far a run is: `3/20`, or `3` where nobody has planned an end."""
+    return str(epoch) if planned is None else f"{epoch}{between}{planned}"
+
+
+def seconds_left(epochs: Sequence[EpochView], planned: int | None) -> float | None:
+    """Estimate the seconds to the last planned epoch from the latest; None before the first, or without an end."""
+    if not epochs or planned is None:
         return None
     latest = epochs[-_ETA_EPOCHS:]
     return (planned - epochs[-1].epoch) * sum(epoch.duration_seconds for epoch in latest) / len(latest)
@@ -91,14 +96,14 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def epoch_line(epoch: EpochView, epochs: Sequence[EpochView], planned: int) -> str:
+def epoch_line(epoch: EpochView, epochs: Sequence[EpochView], planned: int | None) -> str:
     """Write one epoch as one line, for logs and pipes."""
     known = [other for other in epochs if other.epoch <= epoch.epoch]
     attempt = f" (attempt {epoch.attempt})" if epoch.attempt > 1 else ""
     receipt = epoch.train.receipt
     exact = receipt.exact and epoch.validation.receipt.exact
     doubt = f"  means of {receipt.reported_by}" if receipt.reported_by else "  receipt NOT exact"
-    return f"epoch {epoch.epoch}/{planned}{attempt}  {losses(epoch, best_epoch(known))}" + (
+    return f"epoch {progress(epoch.epoch, planned)}{attempt}  {losses(epoch, best_epoch(known))}" + (
         "" if exact else doubt
     )
 
@@ -127,7 +132,7 @@ def runs_table(runs: Sequence[RunSummary], *, now: datetime | None = None) -> Ta
         table.add_row(
             run.run_id,
             Text(run.state, STATE_STYLES.get(run.state, "")),
-            f"{run.epoch}/{run.epochs_planned}",
+            progress(run.epoch, run.epochs_planned),
             number(run.train_loss),
             number(run.validation_loss),
             Text(words(run.verdict), VERDICT_STYLES.get(run.verdict or "", "yellow")),
@@ -150,7 +155,7 @@ def run_facts(run: RunView) -> Table:
     facts: list[tuple[str, RenderableType | None]] = [
         ("run", run.run_id),
         ("state", Text.assemble((run.state, STATE_STYLES.get(run.state, "")), f"  {run.reason}")),
-        ("epoch", f"{run.epoch} of {run.epochs_planned}"),
+        ("epoch", progress(run.epoch, run.epochs_planned, " of ")),
         ("trained by" if elsewhere else "task", run.spec.code.entry),
         ("processes", str(run.world_size)) if elsewhere else ("workers", asked),
         ("owner", run.owner),

@@ -52,7 +52,7 @@ def _summary(run: Run, latest: EpochRecord | None) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "attempt": run.attempt,
         "epoch": run.epoch,
-        "epochs_planned": run.spec.training.epochs,
+        "epochs_planned": run.epochs_planned,
         "world_size": run.world_size,
         "verdict": None if run.diagnosis is None else run.diagnosis["verdict"],
         "train_loss": None if latest is None else latest.train.loss,

@@ -135,3 +135,16 @@ def test_the_page_shows_what_trains_it(api: ServedApi) -> None:
     assert "Trained by</dt><dd><code>keras</code>" in page
     assert "Job file" not in page
     assert "Ray job" not in page
+
+
+def test_a_training_without_an_end_has_no_planned_epochs_anywhere(api: ServedApi) -> None:
+    token = put(api, epochs=None).json()["ingest_token"]
+    api.tell(RUN, attempt_message(1), epoch_message(1, run_id=RUN), token=token)
+
+    shown = api.request("GET", f"/api/v1/runs/{RUN}").json()
+    assert (shown["epochs_planned"], shown["epoch"]) == (None, 1)
+    assert "1000000" not in api.request("GET", f"/runs/{RUN}").text
+    assert "1000000" not in api.request("GET", "/").text
+    metrics = api.request("GET", "/metrics").text
+    assert f'curvewatch_epoch{{run="digits-cnn",run_id="{RUN}"}} 1.0' in metrics
+    assert f'curvewatch_epochs_planned{{run="digits-cnn",run_id="{RUN}"}}' not in metrics
