@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from curvewatch_service.cluster import Cluster, JobState, JobStatus
 from curvewatch_service.decisions import Action, Move, StopJob, Submit, decide, decide_elsewhere, pause_after
+from curvewatch_service.elsewhere import Silence
 from curvewatch_service.errors import CannotFitError, ClusterUnavailableError, JobRefusedError
 from curvewatch_service.planning import Resources, plan, require_fit
 from curvewatch_service.ray_head import write_private
@@ -95,7 +96,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._now = now
-        self._heard: dict[str, tuple[datetime | None, float]] = {}
+        self._silence = Silence(store, clock)
         self._spool = SpoolReader(store, settings.storage_path)
         self._outage = _Outage()
         self._stop_due: dict[str, float] = {}
@@ -209,13 +210,9 @@ class Reconciler:
                 self._move(run, move)
 
     def _follow_elsewhere(self, run: Run) -> None:
-        # By a clock that neither jumps nor goes on while the machine sleeps: a laptop that wakes up has heard nothing
-        # for hours, and its trainer neither said nor did anything meanwhile.
-        heard = self._store.heard(run.run_id)
-        if run.run_id not in self._heard or self._heard[run.run_id][0] != heard:
-            self._heard[run.run_id] = heard, self._clock()
-        silent = self._clock() - self._heard[run.run_id][1]
-        move = decide_elsewhere(run, silent=silent, allowed=self._settings.silence_seconds)
+        move = decide_elsewhere(
+            run, silent=self._silence.seconds(run), allowed=self._settings.silence_seconds
+        )
         if move is not None:
             self._move(run, move)
 
@@ -372,8 +369,7 @@ class Reconciler:
         self._taken &= jobs
         for job in self._ended_since.keys() - jobs:
             del self._ended_since[job]
-        for run_id in self._heard.keys() - active:
-            del self._heard[run_id]
+        self._silence.keep(active)
         for run_id in self._stop_due.keys() - active:
             del self._stop_due[run_id]
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from curvewatch_service.counters import Counters
 from curvewatch_service.database import for_writing, open_database
-from curvewatch_service.errors import RunEndedError, RunTakenError
+from curvewatch_service.errors import RunEndedError
 from curvewatch_service.ingest import Ingestion, savings_until
 from curvewatch_service.rows import (
     TERMINAL,
@@ -95,50 +95,6 @@ class Store:
             )
             session.flush()
             return run_from(row)
-
-    def put_reported_run(self, *, run_id: str, spec: JobSpec, owner: str, ingest_token_hash: str) -> bool:
-        """Add a run that is trained elsewhere, or give its owner another ingest token for it, with its new plan.
-
-        Returns:
-            Whether it was added.
-
-        Raises:
-            RunTakenError: The id is a job's or another user's, or the run has ended.
-        """
-        reason = f"waits for the first word of {spec.code.trained_by}"
-        with self.write() as session:
-            row = session.get(RunRow, run_id, with_for_update=True)
-            if row is None:
-                session.add(
-                    RunRow(
-                        run_id=run_id,
-                        name=spec.name,
-                        owner=owner,
-                        state=RunState.STARTING.label,
-                        reason=reason,
-                        spec=spec.model_dump_json(),
-                        code_hash="",
-                        ingest_token_hash=ingest_token_hash,
-                        created_at=datetime.now(UTC),
-                        control=Control.CONTINUE.value,
-                        # Its trainer's word counts like that of a job's first start.
-                        submission=1,
-                    )
-                )
-                session.flush()
-                add_event(session, run_id, "state_starting", f"reported by {owner}; {reason}", owner)
-                return True
-            known = run_from(row)
-            if not known.trained_elsewhere:
-                raise RunTakenError(run_id, "is a job on the cluster")
-            if known.owner != owner:
-                raise RunTakenError(run_id, "is another user's")
-            if known.state.terminal:
-                raise RunTakenError(run_id, f"has ended, {known.state.label}: {known.reason}")
-            row.ingest_token_hash = ingest_token_hash
-            # It may go on for more epochs, or on more processes.
-            row.spec = spec.model_copy(update={"name": row.name}).model_dump_json()
-            return False
 
     def heard(self, run_id: str) -> datetime | None:
         """Return when the workers of a run last told or asked something; None for not since this service began."""

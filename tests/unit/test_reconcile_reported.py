@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from curvewatch_service.elsewhere import put_reported_run
 from curvewatch_service.planning import Resources
 from curvewatch_service.runs import RunState
 from curvewatch_workers.contract import Outcome, ReportedRun
@@ -23,7 +24,7 @@ def world(tmp_path: Path) -> World:
 
 def report(world: World, *, epochs: int = 1) -> None:
     spec = ReportedRun(name="net", trained_by="keras", epochs=9).spec()
-    assert world.store.put_reported_run(run_id=RUN, spec=spec, owner="ada", ingest_token_hash="x")
+    assert put_reported_run(world.store, run_id=RUN, spec=spec, owner="ada", ingest_token_hash="x")
     world.store.ingest(
         RUN, [attempt_message(1), *(epoch_message(n, run_id=RUN) for n in range(1, epochs + 1))]
     )

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from curvewatch_service.api.bodies import read_body
 from curvewatch_service.api.session import CurrentUser, User, require_user, services_of
 from curvewatch_service.auth import new_ingest_token, token_hash
+from curvewatch_service.elsewhere import put_reported_run
 from curvewatch_workers.contract import LONGEST_RUN_ID, RUN_ID_PATTERN, ReportedRun, ReportedRunAnswer
 
 MAX_BYTES = 64 * 1024
@@ -49,8 +50,12 @@ def put_run(
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False)) from error
     services, token = services_of(request), new_ingest_token()
-    made = services.store.put_reported_run(
-        run_id=run_id, spec=reported.spec(), owner=user.name, ingest_token_hash=token_hash(token)
+    made = put_reported_run(
+        services.store,
+        run_id=run_id,
+        spec=reported.spec(),
+        owner=user.name,
+        ingest_token_hash=token_hash(token),
     )
     if made:
         response.status_code = 201
