@@ -17,12 +17,14 @@ def train_lightning(folder: Path) -> int:
     from hook_support import make_datasets
     from unit.test_hook_lightning import Classifier
 
-    class Rank0Logs(Classifier):
-        """Leaves it to rank 0 to log: the other has no number, and needs none."""
+    class BothWays(Classifier):
+        """Has the train loss reduced over the ranks, and leaves the validation to rank 0: the other has no number."""
 
-        def log(self, *arguments: Any, **options: Any) -> None:
-            if self.global_rank == 0:
-                super().log(*arguments, **options, rank_zero_only=True)
+        def log(self, name: str, *arguments: Any, **options: Any) -> None:
+            if name == "train_loss":
+                super().log(name, *arguments, **options, sync_dist=True)
+            elif self.global_rank == 0:
+                super().log(name, *arguments, **options, rank_zero_only=True)
 
     train, validation = make_datasets(healthy=False)
     trainer = pl.Trainer(
@@ -36,7 +38,7 @@ def train_lightning(folder: Path) -> int:
         enable_model_summary=False,
         callbacks=[CurvewatchCallback(folder / "curve.csv", stop=True)],
     )
-    trainer.fit(Rank0Logs(healthy=False), DataLoader(train, 16), DataLoader(validation, 64))
+    trainer.fit(BothWays(healthy=False), DataLoader(train, 16), DataLoader(validation, 64))
     return int(trainer.current_epoch)
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,9 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
         """Take in the epoch; stop on all ranks when rank 0 says so."""
         if not self._trained or trainer.fast_dev_run:
             return
-        row = self._row(trainer) if trainer.is_global_zero else self._row_of_others(trainer)
+        # On every rank: what is logged with `sync_dist` is reduced here.
+        logs = trainer.callback_metrics
+        row = self._row(trainer, logs) if trainer.is_global_zero else self._row_of_others(trainer)
         self._trained = self._validated = False
         if _is_of_last_batch(trainer, self._train_loss):
             self._feed.warn(
@@ -117,8 +119,7 @@ class CurvewatchCallback(EarlyStopping):  # type: ignore[misc] # known at run ti
         if trainer.strategy.broadcast(self._feed.add(row)):
             trainer.should_stop = True
 
-    def _row(self, trainer: Trainer) -> Row:
-        logs = trainer.callback_metrics
+    def _row(self, trainer: Trainer, logs: Mapping[str, object]) -> Row:
         return Row(
             at=trainer.current_epoch + 1,
             train=number_in(logs, self._train_loss, "train_loss"),
