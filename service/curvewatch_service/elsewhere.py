@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from datetime import UTC, datetime
+from datetime import datetime
 
 from curvewatch_service.errors import RunTakenError
-from curvewatch_service.rows import add_event
+from curvewatch_service.rows import add_run
 from curvewatch_service.runs import RunState
 from curvewatch_service.store import Run, Store
 from curvewatch_service.stored import run_from
 from curvewatch_service.tables import RunRow
-from curvewatch_workers.contract import Control, JobSpec
+from curvewatch_workers.contract import JobSpec
 
 
 def put_reported_run(store: Store, *, run_id: str, spec: JobSpec, owner: str, ingest_token_hash: str) -> bool:
@@ -23,28 +23,22 @@ def put_reported_run(store: Store, *, run_id: str, spec: JobSpec, owner: str, in
     Raises:
         RunTakenError: The id is a job's or another user's, or the run has ended.
     """
-    reason = f"waits for the first word of {spec.code.trained_by}"
     with store.write() as session:
         row = session.get(RunRow, run_id, with_for_update=True)
         if row is None:
-            session.add(
-                RunRow(
-                    run_id=run_id,
-                    name=spec.name,
-                    owner=owner,
-                    state=RunState.STARTING.label,
-                    reason=reason,
-                    spec=spec.model_dump_json(),
-                    code_hash="",
-                    ingest_token_hash=ingest_token_hash,
-                    created_at=datetime.now(UTC),
-                    control=Control.CONTINUE.value,
-                    # Its trainer's word counts like that of a job's first start.
-                    submission=1,
-                )
+            add_run(
+                session,
+                RunState.STARTING,
+                run_id=run_id,
+                spec=spec,
+                owner=owner,
+                code_hash="",
+                ingest_token_hash=ingest_token_hash,
+                reason=f"waits for the first word of {spec.code.trained_by}",
+                how=f"reported by {owner}",
+                # Its trainer's word counts like that of a job's first start.
+                submission=1,
             )
-            session.flush()
-            add_event(session, run_id, "state_starting", f"reported by {owner}; {reason}", owner)
             return True
         known = run_from(row)
         if not known.trained_elsewhere:

@@ -13,7 +13,7 @@ from curvewatch_service.errors import NotFoundError
 from curvewatch_service.runs import RunState
 from curvewatch_service.stored import Totals
 from curvewatch_service.tables import AttemptRow, EpochRow, EventRow, RunRow
-from curvewatch_workers.contract import EpochRecord, Outcome
+from curvewatch_workers.contract import Control, EpochRecord, JobSpec, Outcome
 
 TERMINAL = frozenset(state for state in RunState if state.terminal)
 LARGEST_EPOCH = 2**63 - 1
@@ -73,6 +73,40 @@ def add_event(
         )
     )
     return True
+
+
+def add_run(
+    session: Session,
+    state: RunState,
+    *,
+    run_id: str,
+    spec: JobSpec,
+    owner: str,
+    code_hash: str,
+    ingest_token_hash: str,
+    reason: str,
+    how: str,
+    submission: int = 0,
+) -> RunRow:
+    """Add a run in its first state, with the event `state_<state>` that says how it came and why it is in it."""
+    row = RunRow(
+        run_id=run_id,
+        name=spec.name,
+        owner=owner,
+        state=state.label,
+        reason=reason,
+        spec=spec.model_dump_json(),
+        code_hash=code_hash,
+        ingest_token_hash=ingest_token_hash,
+        created_at=datetime.now(UTC),
+        control=Control.CONTINUE.value,
+        submission=submission,
+    )
+    session.add(row)
+    session.flush()
+    add_event(session, run_id, f"state_{state.label.lower()}", f"{how}; {reason}", owner)
+    session.flush()
+    return row
 
 
 def move(

@@ -18,6 +18,7 @@ from curvewatch_service.ingest import Ingestion, savings_until
 from curvewatch_service.rows import (
     TERMINAL,
     add_event,
+    add_run,
     in_states,
     latest_record,
     lock_run,
@@ -74,26 +75,18 @@ class Store:
         self, *, run_id: str, spec: JobSpec, owner: str, code_hash: str, ingest_token_hash: str
     ) -> Run:
         """Add a run, QUEUED."""
-        reason = "waits for room on the cluster"
         with self.write() as session:
-            row = RunRow(
+            row = add_run(
+                session,
+                RunState.QUEUED,
                 run_id=run_id,
-                name=spec.name,
+                spec=spec,
                 owner=owner,
-                state=RunState.QUEUED.label,
-                reason=reason,
-                spec=spec.model_dump_json(),
                 code_hash=code_hash,
                 ingest_token_hash=ingest_token_hash,
-                created_at=datetime.now(UTC),
-                control=Control.CONTINUE.value,
+                reason="waits for room on the cluster",
+                how="submitted",
             )
-            session.add(row)
-            session.flush()
-            add_event(
-                session, run_id, f"state_{RunState.QUEUED.label.lower()}", f"submitted; {reason}", owner
-            )
-            session.flush()
             return run_from(row)
 
     def heard(self, run_id: str) -> datetime | None:

@@ -129,6 +129,18 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def make_lightning(**options: int) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[lightning_hook.CurvewatchCallback(run="net")],
+        **options,
+    )
+
+
 def test_lightning_tells_what_has_ended_it(api: ServedApi) -> None:
     class Failing(Classifier):
         def on_train_epoch_start(self) -> None:
@@ -136,15 +148,7 @@ def test_lightning_tells_what_has_ended_it(api: ServedApi) -> None:
                 raise ZeroDivisionError("the data has run out")
 
     train, validation = make_datasets(healthy=True)
-    trainer = pl.Trainer(
-        max_epochs=9,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[lightning_hook.CurvewatchCallback(run="net")],
-    )
+    trainer = make_lightning(max_epochs=9)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(Failing(healthy=True), DataLoader(train, 64), DataLoader(validation, 64))
     run = the_run(api)
@@ -263,16 +267,7 @@ def test_a_training_from_before_what_a_run_is_about_is_another_run(api: ServedAp
 
 def test_lightning_plans_the_epochs_that_it_validates(api: ServedApi) -> None:
     train, validation = make_datasets(healthy=True)
-    trainer = pl.Trainer(
-        max_epochs=5,
-        check_val_every_n_epoch=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[lightning_hook.CurvewatchCallback(run="net")],
-    )
+    trainer = make_lightning(max_epochs=5, check_val_every_n_epoch=2)
     trainer.fit(Classifier(healthy=True), DataLoader(train, 64), DataLoader(validation, 128))
 
     run = the_run(api)

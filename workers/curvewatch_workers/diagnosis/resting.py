@@ -67,12 +67,10 @@ def too_early(reading: Reading) -> Finding | None:
     """The loss is still high, but the run is too short to say why."""
     if reading.epochs >= FIRST_LOOK or reading.remaining <= HIGH or not reading.has_zero:
         return None
-    message = f"{_left(reading)}; from epoch {FIRST_LOOK} on that would say something."
-    return Finding(
-        verdict=Verdict.TOO_EARLY,
-        summary=f"Nothing is wrong so far; {reading.epochs} epochs do not tell yet how well it learns.",
-        evidence=(evidence("loss_high", message, (1, reading.epochs), reading.train_losses),),
-        strength=math.inf,
+    return _nothing_yet(
+        reading,
+        f"Nothing is wrong so far; {reading.epochs} epochs do not tell yet how well it learns.",
+        f"from epoch {FIRST_LOOK} on that would say something",
     )
 
 
@@ -88,7 +86,11 @@ def high(reading: Reading) -> Finding | None:
     if reading.remaining <= HIGH and not inaccurate:
         return None
     if reading.remaining > HIGH and _may_come_down(reading):
-        return _hidden(reading)
+        return _nothing_yet(
+            reading,
+            "The loss is still high, and too noisy so far to tell whether it comes down.",
+            "the noise hides whether it still comes down",
+        )
     accuracy = f", with an accuracy of {percent(reading.accuracy.level)}" if reading.accuracy else ""
     return Finding(
         verdict=Verdict.UNDERFITTING,
@@ -119,11 +121,11 @@ def _may_come_down(reading: Reading) -> bool:
     return reading.remaining - ahead / train.start <= HIGH
 
 
-def _hidden(reading: Reading) -> Finding:
-    message = f"{_left(reading)}; the noise hides whether it still comes down."
+def _nothing_yet(reading: Reading, summary: str, why: str) -> Finding:
+    message = f"{_left(reading)}; {why}."
     return Finding(
         verdict=Verdict.TOO_EARLY,
-        summary="The loss is still high, and too noisy so far to tell whether it comes down.",
+        summary=summary,
         evidence=(evidence("loss_high", message, (1, reading.epochs), reading.train_losses),),
         strength=math.inf,
     )
