@@ -20,6 +20,7 @@ from torch import Tensor
 
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import Control
+from curvewatch_workers.cost import RankCost
 from curvewatch_workers.epoch_buffer import EpochBuffer, LeaderNotes
 from curvewatch_workers.group import Group, join_torchrun, leave
 from curvewatch_workers.metrics import Accuracy, ConfusionMatrix, SumMetric, as_sum_metric
@@ -53,7 +54,7 @@ def ours(group: Group, metrics: dict[str, SumMetric]) -> tuple[dict[str, Call], 
 
     # Nothing is added to the sums here, so that they need not be set back to zero.
     def sync() -> Tensor:
-        buffer.fill(notes, {"train": seen, "validation": seen}, 1.0, 0)
+        buffer.fill(notes, {"train": seen, "validation": seen}, RankCost(1.0, 0.0, 0))
         buffer.reduce()
         return buffer.values.cpu()
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import Control
+from curvewatch_workers.cost import RankCost
 from curvewatch_workers.epoch_buffer import EpochBuffer, LeaderNotes
 from curvewatch_workers.group import Group, join_torchrun, leave
 from curvewatch_workers.losses import Loss
@@ -75,7 +76,7 @@ class Ours(Variant):
             gradient_norm=torch.zeros((), device=self._buffer.values.device),
         )
         seen = SamplesSeen(samples=1, checksum=1)
-        self._buffer.fill(notes, {"train": seen, "validation": seen}, 1.0, 0)
+        self._buffer.fill(notes, {"train": seen, "validation": seen}, RankCost(1.0, 0.0, 0))
         self._buffer.reduce()
         self._buffer.read({"train": seen, "validation": seen})
 

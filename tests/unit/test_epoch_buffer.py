@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from curvewatch_workers.batches import IndexCounter, SamplesSeen, index_checksum, validation_shares
 from curvewatch_workers.contract import Control, Split
+from curvewatch_workers.cost import RankCost
 from curvewatch_workers.epoch_buffer import EpochBuffer, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
 from curvewatch_workers.losses import BatchLoss, Loss
@@ -46,7 +47,7 @@ def reduce(losses: Tensor, outputs: Tensor, targets: Tensor, world_size: int, ba
         totals.flush()
         buffer.sums("train").copy_(buffer.sums("validation"))
         both: dict[Split, SamplesSeen] = {"train": counter.seen, "validation": counter.seen}
-        buffer.fill(notes(Control.PAUSE), both, rank + 1.0, rank)
+        buffer.fill(notes(Control.PAUSE), both, RankCost(rank + 1.0, rank + 0.5, rank))
         buffers.append(buffer)
     for other in buffers[1:]:
         buffers[0].values += other.values
@@ -97,6 +98,7 @@ def test_each_rank_is_told_apart_and_the_leader_is_heard(data: tuple[Tensor, Ten
     assert epoch.gradient_norm == 2.5
     assert epoch.skipped_steps == 4
     assert epoch.rank_seconds == (1.0, 2.0, 3.0)
+    assert epoch.rank_validation_seconds == (0.5, 1.5, 2.5)
     assert epoch.gpu_memory_peak_bytes == (0, 1, 2)
     assert [rank.samples for rank in epoch.validation.ranks] == [121, 120, 120]
     for number, rank in enumerate(epoch.validation.ranks):

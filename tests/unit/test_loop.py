@@ -150,7 +150,11 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
     # The checkpoint's epochs are told again, then the new ones.
     assert [record.epoch for record in resumed_reporter.records] == [1, 2, 3, 4, 5, 6]
     for one, other in zip(undisturbed, resumed_reporter.records, strict=True):
-        clocks = {"rank_seconds": other.rank_seconds, "finished_at": other.finished_at}
+        clocks = {
+            "rank_seconds": other.rank_seconds,
+            "rank_validation_seconds": other.rank_validation_seconds,
+            "finished_at": other.finished_at,
+        }
         assert one.model_copy(update=clocks) == other
 
 

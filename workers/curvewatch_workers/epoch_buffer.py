@@ -12,6 +12,7 @@ from torch import Tensor
 
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import SPLITS, Control, MetricTotals, RankShare, Split, SplitRecord
+from curvewatch_workers.cost import RankCost
 from curvewatch_workers.errors import LayoutMismatchError, TaskError
 from curvewatch_workers.group import Group
 from curvewatch_workers.losses import require_weights
@@ -47,6 +48,7 @@ class GlobalEpoch:
     skipped_steps: int
     gradient_norm: float
     rank_seconds: tuple[float, ...]
+    rank_validation_seconds: tuple[float, ...]
     gpu_memory_peak_bytes: tuple[int, ...]
     train: SplitRecord
     validation: SplitRecord
@@ -55,7 +57,7 @@ class GlobalEpoch:
 class EpochBuffer:
     """The numbers of one epoch: each rank adds its own, one SUM makes them those of all, and a record is read from it.
 
-    What the host knows comes first: the leader's notes, samples and checksum of each split, and four slots for each
+    What the host knows comes first: the leader's notes, samples and checksum of each split, and five slots for each
     rank. What the device knows follows: the gradient's norm, loss and weight of each rank, and the sums of each
     split. A rank fills the slots of its own and leaves those of the others 0, so that one SUM carries everything.
 
@@ -66,7 +68,7 @@ class EpochBuffer:
 
     _NOTES = 3
     _HOST_OF_SPLITS = 4
-    _HOST_OF_RANK = 4
+    _HOST_OF_RANK = 5
     _DEVICE_OF_RANK = 4
 
     def __init__(self, metrics: Mapping[str, SumMetric], group: Group) -> None:
@@ -122,8 +124,7 @@ class EpochBuffer:
         self,
         notes: LeaderNotes,
         seen: Mapping[Split, SamplesSeen],
-        seconds: float,
-        gpu_memory_peak: int,
+        cost: RankCost,
         partial: PartialEpoch | None = None,
     ) -> None:
         """Write the rest of this rank's part beside its sums. Reads nothing from the device.
@@ -131,8 +132,7 @@ class EpochBuffer:
         Args:
             notes: What rank 0 says; the others' are not read.
             seen: What this rank counted on the host, by split.
-            seconds: Time that this rank spent on the epoch.
-            gpu_memory_peak: Bytes.
+            cost: What the epoch took on this rank.
             partial: What an earlier attempt trained of this epoch.
         """
         rank, world_size = self._group.rank, self._group.world_size
@@ -152,7 +152,7 @@ class EpochBuffer:
         splits = (train.samples, train.checksum, validation.samples, validation.checksum)
         host[self._NOTES : self._ranks_at] = splits
         start = self._ranks_at + self._HOST_OF_RANK * rank
-        mine = (seconds, gpu_memory_peak, answered, validation.samples)
+        mine = (cost.seconds, cost.gpu_memory_peak, answered, validation.samples, cost.validation_seconds)
         host[start : start + self._HOST_OF_RANK] = mine
         self._of_host.copy_(torch.tensor(host, dtype=torch.float64), non_blocking=True)
         self._own_shares.copy_(self._losses_and_weights)
@@ -212,6 +212,7 @@ class EpochBuffer:
             skipped_steps=int(host[2]),
             gradient_norm=float(values[self._host]),
             rank_seconds=tuple(ranks[:, 0].tolist()),
+            rank_validation_seconds=tuple(ranks[:, 4].tolist()),
             gpu_memory_peak_bytes=tuple(int(peak) for peak in ranks[:, 1]),
             train=splits[0],
             validation=splits[1],

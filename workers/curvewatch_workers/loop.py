@@ -25,6 +25,7 @@ from curvewatch_workers.contract import (
     Split,
     WorkerEvent,
 )
+from curvewatch_workers.cost import DeviceStopwatch, RankCost
 from curvewatch_workers.decisions import Decisions, Ending, validation_value
 from curvewatch_workers.epoch_buffer import EpochBuffer, GlobalEpoch, LeaderNotes, metric_names
 from curvewatch_workers.errors import shortened
@@ -280,16 +281,18 @@ class Trainer:
         train = self._train_pass(model, epoch, clock)
         # One model is measured.
         share_buffers(self._model, self._group)
+        watch = DeviceStopwatch(self._group.device)
         validation = self._validation_pass(model, epoch)
+        watch.stop()
         notes = LeaderNotes(
             control=self._reporter.control(),
             checkpoint_allowed=self._saving.allowed,
             skipped_steps=self._step.skipped,
             gradient_norm=self._step.gradient_norm,
         )
-        seconds, gpu_memory = self._cost_since(clock)
+        cost = self._cost_since(clock, watch)
         seen: dict[Split, SamplesSeen] = {"train": train, "validation": validation}
-        self._buffer.fill(notes, seen, seconds, gpu_memory, self._partial)
+        self._buffer.fill(notes, seen, cost, self._partial)
         self._buffer.reduce()
         reduced = self._buffer.read(expected)
         record = EpochRecord(
@@ -305,6 +308,7 @@ class Trainer:
             gradient_norm=reduced.gradient_norm,
             skipped_steps=reduced.skipped_steps,
             rank_seconds=reduced.rank_seconds,
+            rank_validation_seconds=reduced.rank_validation_seconds,
             gpu_memory_peak_bytes=reduced.gpu_memory_peak_bytes
             if self._group.device.type == "cuda"
             else None,
@@ -392,10 +396,14 @@ class Trainer:
                 "after this epoch, or at once if that would be too late",
             )
 
-    def _cost_since(self, clock: float) -> tuple[float, int]:
-        """Return seconds and peak GPU memory of this epoch; waits for the device, once an epoch."""
-        device = self._group.device
-        if device.type != "cuda":
-            return time.perf_counter() - clock, 0
-        torch.cuda.synchronize(device)
-        return time.perf_counter() - clock, torch.cuda.max_memory_allocated(device)
+    def _cost_since(self, clock: float, validation: DeviceStopwatch) -> RankCost:
+        """Return what this epoch took on this rank; waits for the device, once an epoch."""
+        device, peak = self._group.device, 0
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            peak = torch.cuda.max_memory_allocated(device)
+        return RankCost(
+            seconds=time.perf_counter() - clock,
+            validation_seconds=validation.seconds(),
+            gpu_memory_peak=peak,
+        )

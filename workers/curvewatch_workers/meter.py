@@ -18,6 +18,7 @@ from torch import Tensor
 
 from curvewatch_workers.batches import SamplesSeen
 from curvewatch_workers.contract import SPLITS, Control, EpochFinished, EpochRecord, Split
+from curvewatch_workers.cost import RankCost
 from curvewatch_workers.epoch_buffer import EpochBuffer, LeaderNotes
 from curvewatch_workers.errors import TaskError
 from curvewatch_workers.given_metrics import split_metrics
@@ -196,7 +197,9 @@ class EpochMeter:
         )
         seen = {split: SamplesSeen(samples=self._samples[split], checksum=0) for split in SPLITS}
         seconds = time.perf_counter() - self._clock
-        self._buffer.fill(notes, seen, seconds, _peak_memory(self._group.device))
+        # Its two passes cannot be told apart.
+        cost = RankCost(seconds, 0.0, _peak_memory(self._group.device))
+        self._buffer.fill(notes, seen, cost)
         self._buffer.reduce()
         reduced = self._buffer.read(self._expected)
         splits = {split: self._foreign[split].added_to(getattr(reduced, split)) for split in SPLITS}

@@ -167,6 +167,8 @@ class EpochRecord(Record):
     """Optimizer steps that were left out because their gradient was not finite."""
     rank_seconds: tuple[Finite, ...]
     """Seconds that each rank spent in both passes, in order of rank."""
+    rank_validation_seconds: tuple[Finite, ...] | None = None
+    """Those of the validation pass, in which no rank waits for another; null where they are not known apart."""
     gpu_memory_peak_bytes: tuple[Count, ...] | None = None
     """Most bytes that each rank had allocated on its GPU; null without a GPU."""
     train: SplitRecord
@@ -187,10 +189,11 @@ class EpochRecord(Record):
     def _one_entry_for_each_rank(self) -> EpochRecord:
         for what, entries in (
             ("rank_seconds", self.rank_seconds),
+            ("rank_validation_seconds", self.rank_validation_seconds),
             ("train.ranks", self.train.ranks),
             ("validation.ranks", self.validation.ranks),
         ):
-            if len(entries) != self.world_size:
+            if entries is not None and len(entries) != self.world_size:
                 raise ValueError(f"{what} has {len(entries)} entries for a world size of {self.world_size}")
         return self
 
