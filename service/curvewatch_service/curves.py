@@ -36,6 +36,36 @@ def read_curve(curve: Curve) -> Reading:
     return Reading(diagnosis=said, stop_epoch=stop, first=first)
 
 
+def read_further(
+    curve: Curve, before: dict[str, Any] | None, *, unchanged: int
+) -> tuple[Diagnosis, dict[str, int]]:
+    """Read a curve that was read before, and count the epochs for which its verdict has stood.
+
+    Args:
+        curve: The run so far.
+        before: What was said of it then, with the count; None for not yet.
+        unchanged: First epochs of the curve that are as they were then.
+
+    Returns:
+        The diagnosis; and as JSON how many epochs have been read and, of them, for how many in a row the verdict has
+        been this. Where epochs have changed since which the verdict stood, it counts from the first of those.
+    """
+    verdict, since, known = None, 1, 0
+    if before is not None and "verdict_epochs" in before:
+        read = before["read_epochs"]
+        known, since = min(read, unchanged, len(curve)), read - before["verdict_epochs"] + 1
+        verdict = before["verdict"] if since <= known else None
+    said = None
+    # The latest is always read: its evidence is wanted.
+    for epoch, said in enumerate(
+        diagnosis.diagnoses(curve, after=min(known, len(curve) - 1)), start=known + 1
+    ):
+        if said.verdict != verdict:
+            verdict, since = said.verdict, min(epoch, len(curve))
+    said = said or diagnosis.diagnose(curve)
+    return said, {"read_epochs": len(curve), "verdict_epochs": len(curve) - since + 1 if len(curve) else 0}
+
+
 def describe_curve(curve: Curve, *, window: int, said: Diagnosis | None = None) -> dict[str, Any]:
     """Return the fields of a curve's `Diagnosis` and `CurveSummary` as JSON, null where not finite.
 

@@ -56,6 +56,16 @@ def for_writing(engine: Engine) -> Engine:
     return engine.execution_options(writes=True)
 
 
+def for_one_moment(engine: Engine) -> Engine:
+    """Return the same database for transactions that see one moment of it, however long they read."""
+    # SQLite's transactions do so in any case.
+    return (
+        engine
+        if engine.dialect.name == "sqlite"
+        else engine.execution_options(isolation_level="REPEATABLE READ")
+    )
+
+
 def migrate(engine: Engine) -> None:
     """Bring the database to the newest schema.
 

@@ -6,15 +6,19 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from typing import NamedTuple
 
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from curvewatch_service import replays
+from curvewatch_service.counters import Counters
+from curvewatch_service.pace import epoch_wait_limit
 from curvewatch_service.runs import RunState
+from curvewatch_service.scrape import Scrape, ScrapedRun, scraping
 from curvewatch_service.settings import Settings
-from curvewatch_service.store import Run, Snapshot, Store
+from curvewatch_service.store import Run, Store
 from curvewatch_workers import series
 from curvewatch_workers.contract import (
     SPLITS,
@@ -60,7 +64,7 @@ class RunCollector(Collector):
 
     def __init__(self, store: Store, settings: Settings, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._store = store
-        self._cluster = settings.cluster_name
+        self._cluster, self._public_url = settings.cluster_name, settings.public_url
         self._linger = timedelta(seconds=settings.linger_seconds)
         self._clock = clock
 
@@ -71,45 +75,55 @@ class RunCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read the store; a run that cannot be exported is counted and left out."""
         started = time.perf_counter()
-        samples = list(exported(self._store, self._clock() - self._linger, self._run_samples))
-        samples += self._service_samples()
+        with scraping(self._store) as scrape:
+            counters, since = self._store.counters, self._clock() - self._linger
+            samples = list(exported(scrape, counters, since, self._run_samples))
+            samples += _run_counts(scrape)
+        samples += _counts(counters)
+        samples.append(Sample(series.BUILD_INFO, 1, {"version": version("curvewatch")}))
         samples.append(Sample(series.COLLECTOR_DURATION, time.perf_counter() - started, {}))
         yield from families(samples)
 
-    def _run_samples(self, run_id: str) -> list[Sample]:
-        return run_samples(self._store.snapshot(run_id), cluster=self._cluster)
-
-    def _service_samples(self) -> Iterator[Sample]:
-        counters, states = self._store.counters, self._store.count()
-        for state, number in states.items():
-            yield Sample(series.RUNS, number, {"state": state.label})
-            if state.terminal:
-                yield Sample(series.RUNS_FINISHED, number, {"outcome": state.label.lower()})
-        for kind in MESSAGE_KINDS:
-            yield Sample(
-                series.INGESTED_MESSAGES, counters.value(series.INGESTED_MESSAGES, kind), {"kind": kind}
-            )
-        for counted in (series.INGEST_ERRORS, series.RECONCILE_ERRORS, series.COLLECTOR_ERRORS):
-            yield Sample(counted, counters.value(counted), {})
+    def _run_samples(self, scrape: Scrape, run_id: str) -> list[Sample]:
+        return run_samples(
+            scrape.run(run_id), cluster=self._cluster, page=f"{self._public_url}/runs/{run_id}"
+        )
 
 
 def exported(
-    store: Store, since: datetime, samples_of: Callable[[str], Iterable[Sample]]
+    scrape: Scrape,
+    counters: Counters,
+    since: datetime,
+    samples_of: Callable[[Scrape, str], Iterable[Sample]],
 ) -> Iterator[Sample]:
     """Yield the samples of each run that has not ended, or not before a moment.
 
     A run whose samples cannot be made is counted, logged and left out: it must not cost the others theirs.
     """
-    for run_id in store.shown_since(since):
+    for run_id in scrape.shown_since(since):
         try:
-            samples = list(samples_of(run_id))
+            samples = list(samples_of(scrape, run_id))
         except Exception:
-            store.counters.add(series.COLLECTOR_ERRORS)
+            counters.add(series.COLLECTOR_ERRORS)
             _logger.exception(
                 "Run %s could not be exported.", run_id, extra={"action": "export_failed", "run_id": run_id}
             )
         else:
             yield from samples
+
+
+def _run_counts(scrape: Scrape) -> Iterator[Sample]:
+    for state, number in scrape.count().items():
+        yield Sample(series.RUNS, number, {"state": state.label})
+        if state.terminal:
+            yield Sample(series.RUNS_FINISHED, number, {"outcome": state.label.lower()})
+
+
+def _counts(counters: Counters) -> Iterator[Sample]:
+    for kind in MESSAGE_KINDS:
+        yield Sample(series.INGESTED_MESSAGES, counters.value(series.INGESTED_MESSAGES, kind), {"kind": kind})
+    for counted in (series.INGEST_ERRORS, series.RECONCILE_ERRORS, series.COLLECTOR_ERRORS):
+        yield Sample(counted, counters.value(counted), {})
 
 
 def families(samples: Iterable[Sample]) -> Iterator[Metric]:
@@ -127,10 +141,11 @@ def families(samples: Iterable[Sample]) -> Iterator[Metric]:
             yield metric
 
 
-def run_samples(snapshot: Snapshot, *, cluster: str) -> list[Sample]:
+def run_samples(scraped: ScrapedRun, *, cluster: str, page: str) -> list[Sample]:
     """Return every series of a run; one whose value does not exist yet is left out."""
+    snapshot = scraped.snapshot
     run, totals, latest = snapshot.run, snapshot.totals, snapshot.latest
-    samples = list(_facts(run, cluster))
+    samples = [*_facts(run, cluster, page), *_wait(run, scraped.awaited_since)]
     if latest is not None:
         samples += _latest_epoch(latest)
     nonfinite = {
@@ -151,12 +166,18 @@ def run_samples(snapshot: Snapshot, *, cluster: str) -> list[Sample]:
     ]
 
 
-def _facts(run: Run, cluster: str) -> Iterator[Sample]:
+def _wait(run: Run, awaited_since: datetime | None) -> Iterator[Sample]:
+    if awaited_since is not None:
+        yield Sample(series.EPOCH_AWAITED_SINCE, awaited_since.timestamp(), {})
+        longest = (run.diagnosis or {}).get("longest_epoch_seconds")
+        yield Sample(series.EPOCH_WAIT_LIMIT, epoch_wait_limit(run.spec, longest), {})
+
+
+def _facts(run: Run, cluster: str, page: str) -> Iterator[Sample]:
     spec = run.spec
     free = {f"label_{key}": value for key, value in spec.labels.items()}
-    yield Sample(
-        series.RUN_INFO, 1, {"owner": run.owner, "cluster": cluster, "task": spec.code.entry, **free}
-    )
+    info = {"owner": run.owner, "cluster": cluster, "task": spec.code.entry, "page": page}
+    yield Sample(series.RUN_INFO, 1, {**info, **free})
     for state in RunState:
         yield Sample(series.RUN_STATE, state is run.state, {"state": state.label})
     yield Sample(series.EPOCH, run.epoch, {})
@@ -172,6 +193,11 @@ def _facts(run: Run, cluster: str) -> Iterator[Sample]:
         for field, (described, labels) in _BY_DIAGNOSIS.items():
             if run.diagnosis[field] is not None:
                 yield Sample(described, run.diagnosis[field], labels)
+        # Not there when no epoch has come since a Curvewatch that did not keep them.
+        if "verdict_epochs" in run.diagnosis:
+            yield Sample(series.VERDICT_EPOCHS, run.diagnosis["verdict_epochs"], {})
+        for rank, ratio in enumerate(run.diagnosis.get("rank_slowness") or ()):
+            yield Sample(series.RANK_SLOWNESS, ratio, {"rank": str(rank)})
 
 
 def _latest_epoch(record: EpochRecord) -> Iterator[Sample]:

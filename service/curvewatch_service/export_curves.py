@@ -9,6 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from curvewatch_service.export import Sample, exported, families, utc_now
+from curvewatch_service.scrape import Scrape, scraping
 from curvewatch_service.settings import Settings
 from curvewatch_service.store import Run, Store
 from curvewatch_workers import series
@@ -32,14 +33,17 @@ class CurveCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read the store; a run that cannot be exported is counted and left out."""
-        yield from families(exported(self._store, self._clock() - self._linger, self._samples))
+        with scraping(self._store) as scrape:
+            since = self._clock() - self._linger
+            samples = list(exported(scrape, self._store.counters, since, _samples))
+        yield from families(samples)
 
-    def _samples(self, run_id: str) -> Iterator[Sample]:
-        run = self._store.run(run_id)
-        best = None if run.diagnosis is None else run.diagnosis["best_epoch"]
-        shown = spread(self._store.epoch_numbers(run_id), best=best)
-        for record in self._store.epochs(run_id, only=shown):
-            yield from _points(run, record)
+
+def _samples(scrape: Scrape, run_id: str) -> Iterator[Sample]:
+    run, epochs = scrape.epoch_numbers(run_id)
+    best = None if run.diagnosis is None else run.diagnosis["best_epoch"]
+    for record in scrape.epochs(run_id, spread(epochs, best=best)):
+        yield from _points(run, record)
 
 
 def spread(epochs: Sequence[int], *, best: int | None, most: int = MOST_POINTS) -> list[int]:

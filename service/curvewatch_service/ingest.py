@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from sqlalchemy.orm import Session
 
 from curvewatch_service import replays
-from curvewatch_service.curves import describe_curve, describe_savings, finite
+from curvewatch_service.curves import describe_curve, describe_savings, finite, read_further
 from curvewatch_service.errors import BadRequestError
+from curvewatch_service.pace import SLOWNESS_EPOCHS, rank_slowness
 from curvewatch_service.rows import REPLAY_KEY, add_event, other_attempts, visible_epochs
 from curvewatch_service.runs import RunState
 from curvewatch_service.tables import AttemptRow, EpochRow, RunRow
@@ -42,6 +43,7 @@ class Ingestion:
     def __init__(self, session: Session, row: RunRow) -> None:
         self._session = session
         self._row = row
+        self._new: list[EpochRecord] = []
         self.raised_attempt = False
         """Whether a message told of a higher attempt than any before, of the job's present start."""
 
@@ -139,6 +141,7 @@ class Ingestion:
                 self._session, run_id, "receipt_not_exact", text, "worker", time=record.finished_at, key=key
             )
         self._compare_replays(record)
+        self._new.append(record)
         self._session.flush()
         return True
 
@@ -194,17 +197,38 @@ class Ingestion:
         row.epoch = points[-1].epoch if points else 0
         spec = JobSpec.model_validate_json(row.spec)
         try:
-            curve = curve_of(points)
-            said = describe_curve(curve, window=spec.patience_epochs)
+            curve, before = curve_of(points), row.diagnosis
+            found, counted = read_further(curve, before, unchanged=self._unchanged())
+            said = describe_curve(curve, window=spec.patience_epochs, said=found)
             # With the diagnosis, so that who asks how a run is doing does not have its records read each time.
             savings = savings_until(session, row, spec, best=said["best_epoch"], last=len(curve))
-            row.diagnosis = {**said, "savings": savings}
+            row.diagnosis = {**said, **counted, **self._pace(before or {}), "savings": savings}
         except Exception:  # a curve that cannot be read must not cost the records
             _logger.exception(
                 "The curve of run %s could not be diagnosed.",
                 row.run_id,
                 extra={"action": "diagnosis_failed", "run_id": row.run_id},
             )
+
+    def _unchanged(self) -> int:
+        """Return how many first epochs of the curve are as they were before this."""
+        # A rescue takes the place of the epochs that it undid.
+        first = (min(record.epoch, (record.rolled_back_to or record.epoch) + 1) for record in self._new)
+        return min(first, default=LARGEST_INTEGER) - 1
+
+    def _pace(self, before: dict[str, Any]) -> dict[str, Any]:
+        longest = [record.duration_seconds for record in self._new]
+        if before.get("longest_epoch_seconds") is not None:
+            longest.append(before["longest_epoch_seconds"])
+        query = visible_epochs(self._session, self._row, EpochRow.record).where(
+            EpochRow.epoch > self._row.epoch - SLOWNESS_EPOCHS
+        )
+        several = self._row.world_size is not None and self._row.world_size > 1
+        latest = self._session.scalars(query) if several else ()
+        return {
+            "longest_epoch_seconds": max(longest, default=None),
+            "rank_slowness": rank_slowness([EpochRecord.model_validate_json(record) for record in latest]),
+        }
 
 
 def savings_until(

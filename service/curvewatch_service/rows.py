@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from curvewatch_service.errors import NotFoundError
@@ -45,6 +45,22 @@ def lock_run(session: Session, run_id: str) -> RunRow:
 def in_states(states: Collection[RunState]) -> ColumnElement[bool]:
     """Return the condition that a run is in one of these states."""
     return RunRow.state.in_([state.label for state in states])
+
+
+def count_states(session: Session) -> dict[RunState, int]:
+    """Return the number of runs in each state, 0 included."""
+    counted = session.execute(select(RunRow.state, func.count()).group_by(RunRow.state))
+    found = {row[0]: row[1] for row in counted}
+    return {state: found.get(state.label, 0) for state in RunState}
+
+
+def shown_runs(*columns: InstrumentedAttribute[Any], since: datetime) -> Select[Any]:
+    """Return the query of the runs that have not ended, or not before a moment; oldest first."""
+    return (
+        select(*columns)
+        .where(or_(~in_states(TERMINAL), RunRow.finished_at >= since))
+        .order_by(RunRow.created_at, RunRow.run_id)
+    )
 
 
 def add_event(

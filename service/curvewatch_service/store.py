@@ -8,23 +8,25 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from curvewatch_service.counters import Counters
-from curvewatch_service.database import for_writing, open_database
+from curvewatch_service.database import for_one_moment, for_writing, open_database
 from curvewatch_service.errors import RunEndedError
 from curvewatch_service.ingest import Ingestion, savings_until
 from curvewatch_service.rows import (
     TERMINAL,
     add_event,
     add_run,
+    count_states,
     in_states,
     latest_record,
     lock_run,
     move,
     require_run,
     run_totals,
+    shown_runs,
     visible_epochs,
 )
 from curvewatch_service.runs import RunState
@@ -63,6 +65,12 @@ class Store:
     def read(self) -> Iterator[Session]:
         """Begin a transaction that reads."""
         with Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def read_one_moment(self) -> Iterator[Session]:
+        """Begin a transaction whose reads all see the store as it is at the first of them."""
+        with Session(for_one_moment(self._engine)) as session:
             yield session
 
     @contextmanager
@@ -121,9 +129,7 @@ class Store:
     def count(self) -> dict[RunState, int]:
         """Return the number of runs in each state, 0 included."""
         with self.read() as session:
-            counted = session.execute(select(RunRow.state, func.count()).group_by(RunRow.state))
-            found = {row[0]: row[1] for row in counted}
-        return {state: found.get(state.label, 0) for state in RunState}
+            return count_states(session)
 
     def transition(
         self,
@@ -267,31 +273,14 @@ class Store:
             self.counters.add(INGESTED_MESSAGES, kind, amount=number)
         return control
 
-    def epoch_numbers(self, run_id: str) -> list[int]:
-        """Return the epochs of the visible curve, in order.
-
-        Raises:
-            NotFoundError: There is no such run.
-        """
-        with self.read() as session:
-            return list(
-                session.scalars(visible_epochs(session, require_run(session, run_id), EpochRow.epoch))
-            )
-
-    def epochs(self, run_id: str, *, only: Collection[int] | None = None) -> list[EpochRecord]:
+    def epochs(self, run_id: str) -> list[EpochRecord]:
         """Return the visible curve: of each epoch the record of its highest attempt, in order.
-
-        Args:
-            run_id: The run.
-            only: The epochs that are wanted, a hundred or so; None wants all.
 
         Raises:
             NotFoundError: There is no such run.
         """
         with self.read() as session:
             query = visible_epochs(session, require_run(session, run_id), EpochRow.record)
-            if only is not None:
-                query = query.where(EpochRow.epoch.in_(only))
             return [EpochRecord.model_validate_json(record) for record in session.scalars(query)]
 
     def latest_epochs(self, run_ids: Collection[str]) -> dict[str, EpochRecord]:
@@ -361,13 +350,8 @@ class Store:
 
     def shown_since(self, since: datetime) -> list[str]:
         """Return the ids of the runs that have not ended, or not before a moment; oldest first."""
-        query = (
-            select(RunRow.run_id)
-            .where(or_(~in_states(TERMINAL), RunRow.finished_at >= since))
-            .order_by(RunRow.created_at, RunRow.run_id)
-        )
         with self.read() as session:
-            return list(session.scalars(query))
+            return list(session.scalars(shown_runs(RunRow.run_id, since=since)))
 
     def snapshot(self, run_id: str) -> Snapshot:
         """Return a run with its latest epoch and its totals, as of one moment.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from api_support import ServedApi, serve_api
-from curvewatch_workers.series import CURVES_PATH, TABLE
-from store_support import attempt_message, epoch_message
+from curvewatch_workers.series import CURVES_PATH, HTTP_REQUESTS, HTTP_SECONDS, TABLE
+from store_support import attempt_message, epoch_message, run_with_everything
+
+_OURS = re.compile(r"curvewatch_")
 
 
 @pytest.fixture
@@ -29,13 +32,45 @@ def test_a_run_is_on_metrics_from_its_queue_to_its_epochs(api: ServedApi) -> Non
     assert f'curvewatch_epoch{{run="digits",run_id="{run_id}"}} 1.0' in text
     assert 'curvewatch_ingested_messages_total{kind="epoch"} 1.0' in text
     assert 'cluster="lab"' in text
-    ours = {
-        sample.name
-        for family in parse_text(text)
+
+
+def test_the_service_emits_the_series_of_the_table_and_no_other_of_its_name(api: ServedApi) -> None:
+    run_with_everything(api.services.store)
+    # What an answer adds is counted once it is given.
+    _scrape(api)
+    families = {family.name: family for family in parse_text(_scrape(api)) if _OURS.match(family.name)}
+    described = {one.name.removesuffix("_total"): one for one in TABLE.values() if one.path != CURVES_PATH}
+    assert families.keys() == described.keys()
+    for name, family in families.items():
+        assert (family.type, family.documentation) == (described[name].kind.value, described[name].help)
+        for sample in family.samples:
+            fixed = {label for label in sample.labels if not label.startswith("label_")} - {"le"}
+            assert fixed == set(described[name].labels), sample
+
+
+def test_answers_are_counted_by_route_and_status_and_timed(api: ServedApi) -> None:
+    for path in ("/api/v1/runs/nobody", "/api/v1/runs/nobody-else", "/no/such/page", "/nor/this"):
+        assert api.request("GET", path).status_code == 404
+    api.request("BREW", "/healthz")
+    counted = {
+        (sample.labels["method"], sample.labels["route"], sample.labels["status"]): sample.value
+        for family in parse_text(_scrape(api))
         for sample in family.samples
-        if sample.name.startswith("curvewatch_")
+        if sample.name == HTTP_REQUESTS.name
     }
-    assert ours <= set(TABLE)
+    assert counted == {
+        ("GET", "/api/v1/runs/{run_id}", "404"): 2,
+        ("GET", "none", "404"): 2,
+        ("other", "/healthz", "405"): 1,
+    }
+    timed = {
+        sample.name.removeprefix(HTTP_SECONDS.name): sample.value
+        for family in parse_text(_scrape(api))
+        for sample in family.samples
+        if sample.labels.get("route") == "/api/v1/runs/{run_id}" and "le" not in sample.labels
+    }
+    assert timed["_count"] == 2
+    assert 0 < timed["_sum"] < 20
 
 
 def test_the_curves_are_at_an_address_of_their_own(api: ServedApi) -> None:

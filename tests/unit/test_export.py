@@ -21,11 +21,21 @@ from curvewatch_service.settings import Settings
 from curvewatch_service.store import Store
 from curvewatch_service.tables import EpochRow, RunRow
 from curvewatch_workers.contract import EpochFinished, IngestMessage
-from curvewatch_workers.series import RECONCILE_ERRORS, TABLE, Kind
-from store_support import attempt_message, database_url, epoch_message, new_run, record, split
+from curvewatch_workers.series import HTTP_REQUESTS, HTTP_SECONDS, RECONCILE_ERRORS, TABLE, Kind
+from store_support import (
+    attempt_message,
+    database_url,
+    epoch_message,
+    new_run,
+    record,
+    run_with_everything,
+    split,
+)
 
 PROMTOOL = shutil.which("promtool")
-ON_METRICS = {name for name, described in TABLE.items() if described.path == "/metrics"}
+OF_HTTP = {HTTP_REQUESTS.name, HTTP_SECONDS.name}
+"""What the app counts itself; tests of the API have them."""
+ON_METRICS = {name for name, described in TABLE.items() if described.path == "/metrics"} - OF_HTTP
 
 
 @pytest.fixture
@@ -55,27 +65,14 @@ def _names(store: Store, *, later: timedelta = timedelta(0), run_id: str = "digi
     }
 
 
-def _run_with_everything(store: Store, run_id: str = "digits-1") -> None:
-    """A run on GPUs with enough epochs for slopes."""
-    new_run(
-        store,
-        run_id,
-        scaling={"workers": 2, "gpus_per_worker": 1},
-        labels={"team": "vision", "zone": 'é"\\\n'[:3]},
-    )
-    store.begin_submission(run_id)
-    epochs = [record(epoch, run_id=run_id, gpu_memory=(10**9, 2 * 10**9)) for epoch in (1, 2, 3)]
-    store.ingest(run_id, [attempt_message(1), *(EpochFinished(record=epoch) for epoch in epochs)])
-
-
 def test_every_series_of_the_table_is_emitted_and_no_other(store: Store) -> None:
-    _run_with_everything(store)
+    run_with_everything(store)
     emitted = {sample.name for family in _registry(store).collect() for sample in family.samples}
     assert emitted == ON_METRICS
 
 
 def test_each_series_has_the_labels_type_and_help_of_the_table(store: Store) -> None:
-    _run_with_everything(store)
+    run_with_everything(store)
     for family in _registry(store).collect():
         for sample in family.samples:
             described = TABLE[sample.name]
@@ -90,7 +87,7 @@ def test_each_series_has_the_labels_type_and_help_of_the_table(store: Store) -> 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian package prometheus)")
 def test_promtool_finds_nothing_to_say(store: Store) -> None:
     assert PROMTOOL is not None
-    _run_with_everything(store)
+    run_with_everything(store)
     text = generate_latest(_registry(store))
     checked = subprocess.run(
         [PROMTOOL, "check", "metrics"], input=text, capture_output=True, check=False, timeout=60
@@ -99,7 +96,7 @@ def test_promtool_finds_nothing_to_say(store: Store) -> None:
 
 
 def test_the_openmetrics_form_is_valid_too(store: Store) -> None:
-    _run_with_everything(store)
+    run_with_everything(store)
     encode, content_type = choose_encoder("application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     text = encode(_registry(store)).decode()
@@ -108,7 +105,7 @@ def test_the_openmetrics_form_is_valid_too(store: Store) -> None:
 
 
 def test_values_are_those_of_the_latest_epoch(store: Store) -> None:
-    _run_with_everything(store)
+    run_with_everything(store)
     third = record(3)
     assert _value(store, "curvewatch_loss", split="train") == third.train.loss
     assert _value(store, "curvewatch_loss", split="validation") == third.validation.loss
@@ -125,6 +122,9 @@ def test_values_are_those_of_the_latest_epoch(store: Store) -> None:
     assert _value(store, "curvewatch_last_epoch_timestamp_seconds") == third.finished_at.timestamp()
     assert _value(store, "curvewatch_shard_samples", rank="1") == 50
     assert _value(store, "curvewatch_rank_epoch_seconds", rank="1") == 1.5
+    assert _value(store, "curvewatch_rank_slowness_ratio", rank="0") == 2
+    assert _value(store, "curvewatch_rank_slowness_ratio", rank="1") == 1
+    assert _value(store, "curvewatch_verdict_epochs") == 3
     assert _value(store, "curvewatch_gpu_memory_peak_bytes", rank="1") == 2e9
     assert _value(store, "curvewatch_gpu_seconds_total") == 3 * 2.0 * 2
     assert _value(store, "curvewatch_samples_total") == 300
@@ -150,6 +150,7 @@ def test_the_facts_of_a_run_carry_its_free_labels(store: Store) -> None:
                 "owner": "ada",
                 "cluster": "embedded",
                 "task": "digits:build",
+                "page": "http://127.0.0.1:8420/runs/digits-1",
                 "label_team": 'a"b\\c',
             },
             1,

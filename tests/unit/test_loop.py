@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import random
 import shutil
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,26 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path) -> None:
             "finished_at": other.finished_at,
         }
         assert one.model_copy(update=clocks) == other
+
+
+def test_the_validation_pass_is_timed_by_itself() -> None:
+    slow = 0.01
+
+    class Slow(Dataset[Any]):
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(slow)
+            return torch.zeros(4), torch.tensor(index % 3)
+
+    (epoch,) = train_alone(make_spec(epochs=1), make_task(validation=Slow()))
+    (as_train,) = train_alone(make_spec(epochs=1), make_task(train=Slow()))
+
+    assert epoch.rank_validation_seconds is not None
+    assert as_train.rank_validation_seconds is not None
+    assert 10 * slow <= epoch.rank_validation_seconds[0] <= epoch.rank_seconds[0]
+    assert as_train.rank_seconds[0] - as_train.rank_validation_seconds[0] >= 10 * slow
 
 
 def test_stop_and_pause_end_the_run_with_a_checkpoint(tmp_path: Path) -> None:

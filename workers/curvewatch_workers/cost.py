@@ -28,11 +28,10 @@ class DeviceStopwatch:
 
     def __init__(self, device: torch.device) -> None:
         """Start it."""
-        self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        self._events: tuple[torch.Event, torch.Event] | None = None
         if device.type == "cuda":
-            with torch.cuda.device(device):
-                self._events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                self._events[0].record()
+            self._events = torch.Event(device, enable_timing=True), torch.Event(device, enable_timing=True)
+            self._events[0].record()
         self._started = self._stopped = time.perf_counter()
 
     def stop(self) -> None:

@@ -49,11 +49,12 @@ _GAUGE, _COUNTER, _HISTOGRAM = Kind.GAUGE, Kind.COUNTER, Kind.HISTOGRAM
 RUN_INFO = _series(
     "curvewatch_run_info",
     _GAUGE,
-    "Facts of a run that do not change, and its free labels as label_<key>; always 1.",
+    "Facts of a run that do not change, the address of its page, and its free labels as label_<key>; always 1.",
     *_RUN,
     "owner",
     "cluster",
     "task",
+    "page",
 )
 RUN_STATE = _series(
     "curvewatch_run_state", _GAUGE, "1 for the state that the run is in, 0 for the others.", *_RUN, "state"
@@ -124,6 +125,12 @@ VERDICT = _series(
     *_RUN,
     "verdict",
 )
+VERDICT_EPOCHS = _series(
+    "curvewatch_verdict_epochs",
+    _GAUGE,
+    "Epochs in a row that the diagnosis has said what it says now; 1 at the epoch at which it changed.",
+    *_RUN,
+)
 LEARNING_RATE = _series(
     "curvewatch_learning_rate", _GAUGE, "Learning rate at the last step of the latest epoch.", *_RUN
 )
@@ -191,6 +198,14 @@ SHARD_SAMPLES = _series(
 RANK_EPOCH_SECONDS = _series(
     "curvewatch_rank_epoch_seconds", _GAUGE, "Time of the rank in the latest epoch.", *_RUN, "rank", unit="s"
 )
+RANK_SLOWNESS = _series(
+    "curvewatch_rank_slowness_ratio",
+    _GAUGE,
+    "Time a sample of the rank's validation passes over the latest epochs (ten at most), by that of the median rank. "
+    "In the train pass every rank is as slow as the slowest.",
+    *_RUN,
+    "rank",
+)
 GPU_MEMORY_PEAK = _series(
     "curvewatch_gpu_memory_peak_bytes",
     _GAUGE,
@@ -210,6 +225,22 @@ LAST_EPOCH_TIMESTAMP = _series(
     "curvewatch_last_epoch_timestamp_seconds",
     _GAUGE,
     "Unix time at which the latest epoch finished.",
+    *_RUN,
+    unit="s",
+)
+EPOCH_AWAITED_SINCE = _series(
+    "curvewatch_epoch_awaited_since_timestamp_seconds",
+    _GAUGE,
+    "Unix time since which the next epoch is awaited: the end of the latest one, or a start of the job or of its "
+    "workers after it; only of a run that is on the cluster.",
+    *_RUN,
+    unit="s",
+)
+EPOCH_WAIT_LIMIT = _series(
+    "curvewatch_epoch_wait_limit_seconds",
+    _GAUGE,
+    "How long the next epoch may be awaited before an alert: what the job says, else ten times the longest epoch so "
+    "far, at least ten minutes; an hour before the first.",
     *_RUN,
     unit="s",
 )
@@ -242,3 +273,21 @@ RECONCILE_ERRORS = _series(
     "Passes of the reconciler that failed for a run.",
     unit="short",
 )
+HTTP_REQUESTS = _series(
+    "curvewatch_http_requests_total",
+    _COUNTER,
+    "Answered HTTP requests, by method, route and status.",
+    "method",
+    "route",
+    "status",
+    unit="short",
+)
+HTTP_SECONDS = _series(
+    "curvewatch_http_request_duration_seconds",
+    _HISTOGRAM,
+    "Time that the service took to answer, by method and route.",
+    "method",
+    "route",
+    unit="s",
+)
+BUILD_INFO = _series("curvewatch_build_info", _GAUGE, "Version of the service; always 1.", "version")

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 import curvewatch_service.pages
 from curvewatch_service.api import health, ingest, problems, reported, runs, session
 from curvewatch_service.api.safety import SafetyMiddleware
+from curvewatch_service.api.timing import TimingMiddleware
 from curvewatch_service.auth import Sessions
 from curvewatch_service.export import RunCollector
 from curvewatch_service.export_curves import CurveCollector
@@ -31,6 +32,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.curves.register(CurveCollector(services.store, services.settings))
     problems.install(app)
     app.add_middleware(SafetyMiddleware)
+    # The outermost: what the others answer counts as well.
+    app.add_middleware(TimingMiddleware, registry=app.state.registry)
     app.add_api_route(
         "/openapi.json", _schema, dependencies=[Depends(session.require_user)], include_in_schema=False
     )

@@ -323,6 +323,9 @@ class MonitoringSpec(Spec):
     patience_epochs: Whole | None = Field(default=None, ge=1)
     """Epochs that validation loss may go without a new best before an alert; null takes early stopping's
     patience, else a tenth of the planned epochs, at least 3."""
+    stalled_after_seconds: Number | None = Field(default=None, gt=0)
+    """How long an epoch may be awaited, the first one too, before an alert; null takes ten times the longest epoch so
+    far, at least ten minutes, and an hour before the first."""
 
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "csv", "jsonl"]

@@ -148,12 +148,13 @@ def diagnose(curve: Curve) -> Diagnosis:
     return online.diagnosis()
 
 
-def diagnoses(curve: Curve) -> Iterator[Diagnosis]:
-    """Tell after each epoch what `diagnose` says of the curve so far."""
+def diagnoses(curve: Curve, *, after: int = 0) -> Iterator[Diagnosis]:
+    """Tell after each epoch, from the first beyond `after` on, what `diagnose` says of the curve so far."""
     online = OnlineDiagnosis()
     for index in range(len(curve)):
         _take(online, curve, index)
-        yield online.diagnosis()
+        if index >= after:
+            yield online.diagnosis()
 
 
 def _take(online: OnlineDiagnosis, curve: Curve, index: int) -> None:
