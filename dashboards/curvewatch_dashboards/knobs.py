@@ -22,6 +22,28 @@ class Knobs:
     diverging_epochs: int = 3
     """Epochs without a new best before a validation loss can be called diverging; a whole patience would be
     too long to wait, because a loss that has diverged seldom comes back."""
+    nonfinite_epochs: int = 2
+    """Epochs in a row with some losses that are not finite, before that is called an alert; one with no finite loss
+    at all is enough by itself."""
+    restarts: int = 3
+    """Restarts of a run's workers, within the window, that are too many."""
+    restarts_window: str = "1h"
+    straggler_ratio: float = 1.5
+    """How many times slower than the median rank is slow."""
+    straggler_epochs: int = 3
+    """Epochs before a rank can be called slow: the first one warms up."""
+    unbalanced_share: float = 0.2
+    """Largest difference of the ranks' train samples, as a share of their mean, that is even enough."""
+    service_hold: str = "5m"
+    """How long what concerns the service must hold: a restart of it is no trouble."""
+    errors_window: str = "10m"
+    """Over what time errors of the service are counted."""
+    ingest_errors: int = 5
+    """Refused or failed ingest requests, within that time, that are nothing yet: workers try again."""
+    reconcile_errors: int = 5
+    """Failed looks at a run, within that time, that are nothing yet: the cluster may be away for a moment."""
+    scrape_jobs: str = ".*curvewatch.*"
+    """Regular expression of the names of the scrape jobs of the service."""
     runbook: str = "docs/runbook.md"
     """Where the runbook is published; put the full address here when it has one."""
     dashboard_uid: str = "curvewatch-run"

@@ -196,6 +196,7 @@ def _facts(run: Run, cluster: str, page: str) -> Iterator[Sample]:
         # Not there when no epoch has come since a Curvewatch that did not keep them.
         if "verdict_epochs" in run.diagnosis:
             yield Sample(series.VERDICT_EPOCHS, run.diagnosis["verdict_epochs"], {})
+            yield Sample(series.NONFINITE_EPOCHS, run.diagnosis["nonfinite_epochs"], {})
         for rank, ratio in enumerate(run.diagnosis.get("rank_slowness") or ()):
             yield Sample(series.RANK_SLOWNESS, ratio, {"rank": str(rank)})
 
@@ -204,8 +205,8 @@ def _latest_epoch(record: EpochRecord) -> Iterator[Sample]:
     for name in SPLITS:
         split, labels = record.split(name), {"split": name}
         yield Sample(series.LOSS, split.loss, labels)
-        yield Sample(series.RECEIPT_EXACT, split.exact, labels)
         if split.reported_by is None:
+            yield Sample(series.RECEIPT_EXACT, split.exact, labels)
             yield Sample(series.RANK_LOSS_SPREAD, split.rank_loss_spread, labels)
         for metric, value in split.metric_values.items():
             yield Sample(series.METRIC, value, {**labels, "metric": metric})

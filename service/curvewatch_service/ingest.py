@@ -202,6 +202,7 @@ class Ingestion:
             said = describe_curve(curve, window=spec.patience_epochs, said=found)
             # With the diagnosis, so that who asks how a run is doing does not have its records read each time.
             savings = savings_until(session, row, spec, best=said["best_epoch"], last=len(curve))
+            counted["nonfinite_epochs"] = _nonfinite_epochs(points)
             row.diagnosis = {**said, **counted, **self._pace(before or {}), "savings": savings}
         except Exception:  # a curve that cannot be read must not cost the records
             _logger.exception(
@@ -277,6 +278,11 @@ def curve_of(points: Sequence[Point]) -> Curve:
         },
         learning_rates=tuple(_number(point.learning_rate) for point in known),
     )
+
+
+def _nonfinite_epochs(points: Sequence[Point]) -> int:
+    """Return how many latest epochs in a row have a sample whose loss is not finite."""
+    return next((count for count, point in enumerate(reversed(points)) if not point.nonfinite), len(points))
 
 
 def _number(value: float | None) -> float:

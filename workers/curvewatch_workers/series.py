@@ -178,10 +178,17 @@ NONFINITE_SAMPLES = _series(
     "split",
     unit="short",
 )
+NONFINITE_EPOCHS = _series(
+    "curvewatch_nonfinite_epochs",
+    _GAUGE,
+    "Latest epochs in a row with a sample whose loss was NaN or infinite; 0 when the latest had none.",
+    *_RUN,
+)
 RECEIPT_EXACT = _series(
     "curvewatch_receipt_exact",
     _GAUGE,
-    "1 if each sample of the split was counted exactly once in the latest epoch, else 0.",
+    "1 if each sample of the split was counted exactly once in the latest epoch, else 0; not there for the means of a "
+    "framework, which counts none.",
     *_RUN,
     "split",
 )

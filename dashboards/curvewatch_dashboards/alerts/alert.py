@@ -1,0 +1,110 @@
+"""What every alert is made of: its rule, and the templates that tell the run and its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from curvewatch_dashboards.promql import ignoring, select
+from curvewatch_workers import series
+from curvewatch_workers.series import Series
+
+Severity = Literal["critical", "warning", "info"]
+Component = Literal["learning", "run", "exactness", "service"]
+
+_RUN_KEYS = "job, instance, run_id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """One alerting rule."""
+
+    name: str
+    severity: Severity
+    """critical: somebody is to look now; warning: somebody is to look today; info: worth knowing."""
+    component: Component
+    """What it is about. All but `service` are about one run, whose labels they carry."""
+    expr: str
+    hold: str
+    """How long the condition must hold, as Prometheus writes it."""
+    summary: str
+    """The same words for every run, so that alerts can be grouped by it."""
+    description: str
+    """Template with the run and its numbers."""
+
+    @property
+    def of_a_run(self) -> bool:
+        """Whether it is about one run."""
+        return self.component != "service"
+
+    def rule(self, runbook: str) -> dict[str, object]:
+        """Return the rule as Prometheus reads it.
+
+        Args:
+            runbook: Where the runbook is published.
+        """
+        annotations = {
+            "summary": self.summary,
+            "description": self.description,
+            "runbook_url": f"{runbook}#{runbook_anchor(self.name)}",
+        }
+        return {
+            "alert": self.name,
+            "expr": self.expr,
+            "for": self.hold,
+            "labels": {"component": self.component, "severity": self.severity},
+            "annotations": {**annotations, "page": _page()} if self.of_a_run else annotations,
+        }
+
+
+def runbook_anchor(alert: str) -> str:
+    """Return the anchor that Markdown renderers give to the heading of an alert."""
+    return alert.lower()
+
+
+def with_owner(expr: str) -> str:
+    """Return an expression on runs whose elements carry the run's owner."""
+    # topk keeps the join one-to-one: two info series of one run would otherwise fail the rule for all runs.
+    body = expr.strip("\n")
+    info = f"topk by ({_RUN_KEYS}) (1, {select(series.RUN_INFO)})"
+    return f"(\n{body}\n)\n* on ({_RUN_KEYS}) group_left (owner)\n  {info}\n"
+
+
+def unless_stopped(left: Series) -> str:
+    """Drop a run that somebody stops: a person has acted, and nothing is left to tell."""
+    stopped = f"({select(series.RUN_STATE, state='=~STOPPING|STOPPED')} == 1)"
+    return f"unless {ignoring(left, series.RUN_STATE)}\n  {stopped}"
+
+
+def has_verdict(left: Series, verdict: str) -> str:
+    """Keep a run whose diagnosis says this now."""
+    return f"and {ignoring(left, series.VERDICT)}\n  ({select(series.VERDICT, verdict=verdict)} == 1)"
+
+
+RUN = "Run {{ $labels.run }} ({{ $labels.run_id }}) of {{ $labels.owner }}"
+"""Template that names the run."""
+
+
+def latest(what: Series, **matchers: str) -> str:
+    """Return the template of a run's current value, a dash when there is none.
+
+    An alert without a label `cluster` asks for an empty one, which is how Prometheus says that there is none.
+    """
+    selector = select(what, **matchers).removesuffix("}").removeprefix(what.name).removeprefix("{")
+    inner = ",".join(part for part in ("run_id=%q,cluster=%q", selector.replace('"', r"\"")) if part)
+    return (
+        f'{{{{ with printf "{what.name}{{{inner}}}" $labels.run_id $labels.cluster | query }}}}'
+        '{{ . | first | value | printf "%.4g" }}{{ else }}-{{ end }}'
+    )
+
+
+EPOCHS = f"epoch {latest(series.EPOCH)} of {latest(series.EPOCHS_PLANNED)}"
+"""Template that tells how far the run is."""
+
+
+def _page() -> str:
+    """Return the template of the address of the run's page."""
+    # `cluster` is a label of the series itself, so that it cannot be asked for as the alert has it.
+    labels = "run_id=%q,job=%q,instance=%q"
+    info = f'printf "{series.RUN_INFO.name}{{{labels}}}" $labels.run_id $labels.job $labels.instance | query'
+    return f'{{{{ with {info} }}}}{{{{ . | first | label "page" }}}}{{{{ end }}}}'
