@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from curvewatch_dashboards.knobs import Knobs
+from curvewatch_dashboards.provisioning import dashboards_file, datasources_file
 from curvewatch_dashboards.reference import series_reference
 from curvewatch_dashboards.rules import rule_groups
 from curvewatch_dashboards.run_dashboard import run_dashboard_json
@@ -53,6 +54,8 @@ def outputs(knobs: Knobs) -> dict[str, str]:
         f"{built}/rules.yaml": _yaml(groups),
         f"{built}/prometheusrule.yaml": manifest,
         f"{built}/run.json": dashboard,
+        "dashboards/provisioning/datasources/curvewatch.yaml": _yaml(datasources_file(knobs)),
+        "dashboards/provisioning/dashboards/curvewatch.yaml": _yaml(dashboards_file(knobs)),
         # kustomize reads nothing outside its own folder.
         "k8s/base/prometheusrule.yaml": manifest,
         "k8s/base/curvewatch-run.json": dashboard,

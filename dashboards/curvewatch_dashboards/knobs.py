@@ -58,3 +58,17 @@ class Knobs:
     )
     """Labels of the PrometheusRule and the ServiceMonitor; `release` is what kube-prometheus-stack selects
     by."""
+    folder_uid: str = "curvewatch"
+    """Fixed identity of the folder of the dashboards, so that it may be renamed."""
+    folder_title: str = "Curvewatch"
+    """Title that the folder gets when it is made."""
+    datasource_uid: str = "curvewatch-prometheus"
+    """Fixed identity of the data source, where one is published or provisioned."""
+    datasource_name: str = "Curvewatch Prometheus"
+    """Name of that data source."""
+    prometheus_url: str = "http://127.0.0.1:9090"
+    """Prometheus of the provisioned data source, as Grafana's own machine reaches it."""
+    scrape_interval: str = "15s"
+    """How often that Prometheus scrapes the service; Grafana asks for no finer steps."""
+    provisioned_folder: str = "/etc/grafana/curvewatch"
+    """Where the built dashboards are mounted for a Grafana that is provisioned with files."""
