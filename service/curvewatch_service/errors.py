@@ -15,6 +15,8 @@ ServiceError: carries the HTTP status it is answered with
 ├── RunTakenError (409): the id of a run that is reported is another's, or the run has ended
 ├── ClusterUnavailableError (503): Ray does not answer
 ├── CurveFileError: a file holds no learning curve that can be read
+├── GrafanaError: a Grafana is not there, or does not take what is published
+│   └── GrafanaRefusedError: it answered with an error; carries the status
 ├── SettingsError: a setting cannot be used
 └── DatabaseVersionError: the database was written by a newer Curvewatch
 """
@@ -111,6 +113,19 @@ class ClusterUnavailableError(ServiceError):
 
 class CurveFileError(ServiceError):
     """A file holds no learning curve that can be read."""
+
+
+class GrafanaError(ServiceError):
+    """A Grafana is not there, or does not take what is published."""
+
+
+class GrafanaRefusedError(GrafanaError):
+    """A Grafana answered with an error."""
+
+    def __init__(self, detail: str, *, answered: int) -> None:
+        self.answered = answered
+        """HTTP status of Grafana's answer."""
+        super().__init__(detail)
 
 
 class SettingsError(ServiceError):

@@ -45,7 +45,19 @@ def _root(
 
 
 def _register() -> None:
-    from curvewatch_service.cli import about, check, demo, diagnose, replay, runs, send, serve, submit, watch
+    from curvewatch_service.cli import (
+        about,
+        check,
+        demo,
+        diagnose,
+        grafana,
+        replay,
+        runs,
+        send,
+        serve,
+        submit,
+        watch,
+    )
 
     app.command("serve")(serve.serve)
     app.command("check")(check.check)
@@ -58,6 +70,7 @@ def _register() -> None:
     app.command("logs")(runs.logs)
     app.command("stop")(runs.stop)
     app.command("send")(send.send)
+    app.add_typer(grafana.app, name="grafana")
     app.command("schema")(about.schema)
     app.command("demo")(demo.demo)
     app.command("version")(about.version)
