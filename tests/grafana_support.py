@@ -6,7 +6,8 @@ to 13. What a documented request would not be is kept in `mistakes`; a test that
 
 What differs between the versions, as far as Curvewatch can notice:
 - 11 returns a dashboard as it was saved, from 12 on in Grafana's newest schema, with fields that nobody sent.
-- 11 lists the versions of a dashboard as an array, from 12 on as an object with `versions`.
+- Before 11.6 the versions of a dashboard come as an array, later as an object with `versions`.
+- From 12 on a dashboard that a person saved in the schema of dynamic dashboards is a 406.
 - 13 has no route with the numeric id of a data source (they need the toggle datasourceLegacyIdApi).
 - A folder that is there already is a 409 in 11, a 412 from 12 on.
 """
@@ -26,7 +27,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 TOKEN = "glsa_0123456789abcdef"
-VERSIONS = ("11.6.4", "12.3.0", "13.0.1")
+VERSIONS = ("11.4.0", "12.3.0", "13.0.1")
 
 _DATASOURCE_FIELDS = {
     **dict.fromkeys(("uid", "name", "type", "access", "url", "user", "database", "basicAuthUser"), str),
@@ -89,6 +90,8 @@ class FakeGrafana:
     """Saved versions of each dashboard, the oldest first: model, message, by, folder."""
     provisioned: set[str] = field(default_factory=set)
     """Dashboards that come from a file of the server."""
+    dynamic: set[str] = field(default_factory=set)
+    """Dashboards that a person saved in the schema of dynamic dashboards."""
     requests: list[str] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -207,6 +210,9 @@ def _get_dashboard(grafana: FakeGrafana, uid: str) -> Answer:
     versions = grafana.dashboards.get(uid)
     if not versions:
         return refusal(404, "Dashboard not found")
+    if uid in grafana.dynamic:
+        instead = f"/apis/dashboard.grafana.app/v2beta1/namespaces/default/dashboards/{uid}"
+        return refusal(406, f"dashboard api version not supported, use {instead} instead")
     latest = versions[-1]
     model = {**latest["model"], "id": 7, "version": len(versions)}
     if grafana.major >= 12:
@@ -250,6 +256,7 @@ def _post_dashboard(grafana: FakeGrafana, body: dict[str, Any]) -> Answer:
         return refusal(404, "Dashboard not found", status="not-found")
     if model.pop("version", 0) != len(known) and known and not body.get("overwrite"):
         return refusal(412, "The dashboard has been changed by someone else", status="version-mismatch")
+    grafana.dynamic.discard(uid)
     grafana._save(uid, model, message=body.get("message", ""), by="sa-ci", folder=body.get("folderUid", ""))
     version = len(grafana.dashboards[uid])
     return Answer(200, {"id": 7, "uid": uid, "url": f"/d/{uid}/x", "status": "success", "version": version})

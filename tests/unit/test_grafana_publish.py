@@ -151,6 +151,18 @@ def test_a_dashboard_stays_where_a_person_moved_it(shell: Shell, grafana: FakeGr
     assert grafana.dashboards[RUN][-1]["folder"] == FOLDER
 
 
+def test_a_dynamic_dashboard_that_a_person_made_of_it_is_kept(shell: Shell, latest: FakeGrafana) -> None:
+    publish(shell, latest)
+    latest.edit(RUN, description="Ours.")
+    latest.dynamic.add(RUN)
+    kept = told(shell, latest)[RUN]
+    assert (kept["action"], "the schema of dynamic dashboards" in kept["reason"]) == ("kept", True)
+    assert latest.dashboards[RUN][-1]["model"]["description"] == "Ours."
+    assert actions(shell, latest, "--overwrite")[RUN] == "update"
+    assert latest.dashboards[RUN][-1]["model"] == BUILT_RUN
+    assert actions(shell, latest)[RUN] == "unchanged"
+
+
 def test_a_folder_keeps_the_title_that_people_gave_it(shell: Shell, grafana: FakeGrafana) -> None:
     publish(shell, grafana)
     grafana.folders[FOLDER]["title"] = "Our trainings"

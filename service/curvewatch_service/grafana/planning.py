@@ -17,8 +17,11 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
+import requests
+
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.provisioning import datasource as datasource_fields
+from curvewatch_service.errors import GrafanaRefusedError
 from curvewatch_service.grafana.changes import Change, changes
 from curvewatch_service.grafana.server import GrafanaServer
 
@@ -159,7 +162,13 @@ def _datasource(server: GrafanaServer, url: str, knobs: Knobs) -> Step:
 def _dashboard(server: GrafanaServer, built: BuiltDashboard, folder_uid: str, *, overwrite: bool) -> Step:
     model = built.model
     uid, title = model["uid"], model["title"]
-    found = server.dashboard(uid) or {}
+    try:
+        found = server.dashboard(uid) or {}
+    except GrafanaRefusedError as error:
+        if error.answered != requests.codes.not_acceptable:
+            raise
+        # It was saved in the schema of dynamic dashboards, which this route does not give out.
+        found = {"meta": {"newer": True, "folderUid": folder_uid}}
     before, meta = found.get("dashboard") or {}, found.get("meta") or {}
     place = meta.get("folderUid") or ""
     # People may move it; --overwrite brings it back.
@@ -189,6 +198,13 @@ def _may_change(
     """Return what to do with a dashboard that differs from the built one, and why."""
     if meta.get("provisioned"):
         return Action.KEPT, "it is provisioned from a file on Grafana's machine; mount the newer file there"
+    if meta.get("newer"):
+        saved = "somebody saved it in the schema of dynamic dashboards"
+        return (
+            (Action.UPDATE, "")
+            if overwrite
+            else (Action.KEPT, f"{saved}; publish with --overwrite to replace it")
+        )
     ours = _MESSAGE.fullmatch(server.latest_message(built.model["uid"]))
     if ours is not None and ours[1] == built.fingerprint and not moved:
         return Action.UNCHANGED, "as published; Grafana stores it in its own schema"
