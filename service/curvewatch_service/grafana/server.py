@@ -211,7 +211,6 @@ def _retry(pause_seconds: float) -> Retry:
         status_forcelist=_BUSY,
         backoff_factor=pause_seconds,
         respect_retry_after_header=False,
-        redirect=False,
         raise_on_status=False,
     )
 
