@@ -13,6 +13,7 @@ fi
 missing=()
 wants() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
 wants promtool prometheus
+wants prometheus-alertmanager prometheus-alertmanager
 wants chromium chromium
 wants kubectl kubernetes-client
 "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)

@@ -105,7 +105,7 @@ def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     command = [
         PROMETHEUS,
         f"--config.file={folder / 'prometheus.yaml'}",
@@ -137,7 +137,8 @@ def _wait_until_ready(prometheus: Prometheus, process: subprocess.Popen[bytes], 
         time.sleep(_POLL_SECONDS)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
