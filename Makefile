@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-long test-integration check fmt build serve clean
+.PHONY: setup up down demo test test-long test-integration check fmt build serve clean
 
 setup: $(STAMP)
 
@@ -14,6 +14,13 @@ $(STAMP): pyproject.toml constraints.txt scripts/setup.sh
 
 demo: setup
 	$(BIN)/curvewatch demo
+
+# The service with a Prometheus and an Alertmanager of its own; PORTS="8421 9091 9094" chooses others.
+up: setup
+	$(BIN)/python scripts/stack.py up $(if $(PORTS),--ports $(PORTS))
+
+down:
+	$(BIN)/python scripts/stack.py down
 
 # Three at a time on two cores: many tests wait for processes that they start. A file's tests stay together, with its
 # fixtures.
@@ -31,7 +38,7 @@ test-integration: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy service workers dashboards
+	$(BIN)/mypy service workers dashboards scripts
 	$(BIN)/mypy tests examples benchmarks docs/howto
 	$(BIN)/lint-imports
 	$(BIN)/python -m curvewatch_dashboards.build --check
