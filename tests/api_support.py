@@ -90,7 +90,7 @@ def zipped(**files: str) -> bytes:
 
 
 @contextmanager
-def serve_api(folder: Path, **chosen: Any) -> Iterator[ServedApi]:
+def serve_api(folder: Path, *, alerts_token: str = "", **chosen: Any) -> Iterator[ServedApi]:
     """Serve the API with its data in a folder and a cluster that lives in memory."""
     settings = Settings(data_dir=folder, **chosen)
     store = Store(settings.database_url)
@@ -104,6 +104,7 @@ def serve_api(folder: Path, **chosen: Any) -> Iterator[ServedApi]:
         ),
         tokens=TokenStore(store),
         cluster=cluster,
+        alerts_token=alerts_token,
         notify=lambda: woken.append(None),
     )
     config = uvicorn.Config(create_app(services), port=0, log_config=None, lifespan="off", ws="none")

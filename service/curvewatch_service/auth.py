@@ -23,6 +23,7 @@ from curvewatch_service.tables import SessionRow, TokenRow
 
 TOKEN_PREFIX = "cw_"  # noqa: S105 - what tokens begin with, no token
 INGEST_TOKEN_PREFIX = "cwi_"  # noqa: S105
+ALERTS_TOKEN_PREFIX = "cwa_"  # noqa: S105
 SESSION_LIFETIME = timedelta(days=7)
 
 
@@ -128,6 +129,11 @@ def same_secret(given: str, expected: str) -> bool:
 def new_ingest_token() -> str:
     """Make a token that is good for one run's ingest only."""
     return INGEST_TOKEN_PREFIX + secrets.token_urlsafe(32)
+
+
+def new_alerts_token() -> str:
+    """Make a token that is good for telling of alerts only."""
+    return ALERTS_TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 def write_ingest_token(path: Path, token: str) -> None:

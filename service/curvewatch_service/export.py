@@ -122,6 +122,10 @@ def _run_counts(scrape: Scrape) -> Iterator[Sample]:
 def _counts(counters: Counters) -> Iterator[Sample]:
     for kind in MESSAGE_KINDS:
         yield Sample(series.INGESTED_MESSAGES, counters.value(series.INGESTED_MESSAGES, kind), {"kind": kind})
+    for status in ("firing", "resolved"):
+        yield Sample(
+            series.ALERTS_RECEIVED, counters.value(series.ALERTS_RECEIVED, status), {"status": status}
+        )
     for counted in (series.INGEST_ERRORS, series.RECONCILE_ERRORS, series.COLLECTOR_ERRORS):
         yield Sample(counted, counters.value(counted), {})
 

@@ -8,6 +8,7 @@ import logging
 import os
 from pathlib import Path
 
+from curvewatch_service.auth import new_alerts_token
 from curvewatch_service.errors import SettingsError
 from curvewatch_service.profile import write_profile
 from curvewatch_service.services import Services
@@ -37,6 +38,29 @@ def provide_token(services: Services) -> None:
     token = services.tokens.issue(_user_name())
     write_profile(Profile(server=local_url(services.settings), token=token))
     logger.info("A token for this service is in %s.", path, extra={"action": "token_issued"})
+
+
+def provide_alerts_token(settings: Settings) -> str:
+    """Return the token with which Alertmanager tells of alerts; make it at the first start.
+
+    Raises:
+        SettingsError: The file cannot be read or written, or is empty.
+    """
+    path = settings.alerts_token_path
+    try:
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+                file.write(new_alerts_token())
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"the file of Alertmanager's token, {path}, cannot be used ({error}); choose another with "
+            "CURVEWATCH_ALERTS_TOKEN_PATH"
+        ) from error
+    if not token:
+        raise SettingsError(f"the file of Alertmanager's token, {path}, is empty; remove it, and one is made")
+    return token
 
 
 def _follow(services: Services) -> None:

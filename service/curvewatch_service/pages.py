@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from fastapi.routing import APIRoute
 
 from curvewatch_service import terminal
+from curvewatch_service.alerts import alerts_of
 from curvewatch_service.api.session import PageUser, User, local_path
 from curvewatch_service.errors import NotFoundError, ServiceError
 from curvewatch_service.rendering import environment, static_file
@@ -81,7 +82,7 @@ class _Pages:
         store = self._services.store
         snapshot = store.snapshot(run_id)
         records = store.epochs(run_id)
-        view = run_view(snapshot.run, snapshot.latest)
+        view = run_view(snapshot.run, snapshot.latest, alerts_of(store, run_id))
         epochs = [epoch_view(record) for record in records]
         return _page(
             "run.html",

@@ -110,6 +110,21 @@ class DiagnosisView(View):
     """What stopping at the best epoch would have saved so far; null while that is the latest epoch."""
 
 
+class AlertView(View):
+    """An alert on a run."""
+
+    name: str
+    severity: str
+    """critical, warning or info."""
+    summary: str
+    description: str
+    runbook_url: str
+    """What to do about it; empty where nobody published it."""
+    started_at: datetime
+    ended_at: datetime | None
+    """Null while it fires."""
+
+
 class RunSummary(View):
     """A run in a list."""
 
@@ -148,6 +163,8 @@ class RunView(RunSummary):
     checkpoint: str | None
     """Path or URI of the latest checkpoint, once the run has ended."""
     best_checkpoint: str | None
+    alerts: list[AlertView] = []
+    """Those that fire, then those that did, the latest first."""
     """Path or URI of the best checkpoint by the job's `checkpoints.best`, once the run has ended."""
     diagnosis: DiagnosisView | None
     latest: EpochView | None

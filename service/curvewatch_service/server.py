@@ -22,7 +22,7 @@ from curvewatch_service.cluster import Endpoint, RayCluster
 from curvewatch_service.code import CodeLimits, CodeStore
 from curvewatch_service.embedded import EmbeddedRay
 from curvewatch_service.errors import ClusterUnavailableError, ServiceError, SettingsError
-from curvewatch_service.first_token import local_url, provide_token
+from curvewatch_service.first_token import local_url, provide_alerts_token, provide_token
 from curvewatch_service.ray_head import JOB_STOP_SECONDS
 from curvewatch_service.reconcile import Reconciler, ReconcilerLoop
 from curvewatch_service.services import Services
@@ -76,6 +76,7 @@ class _Server:
             ),
             tokens=TokenStore(store),
             cluster=cluster,
+            alerts_token=provide_alerts_token(settings),
             notify=self._loop.wake,
         )
         self._end = threading.Event()

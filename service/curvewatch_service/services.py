@@ -25,5 +25,7 @@ class Services:
     code: CodeStore
     tokens: TokenStore
     cluster: Cluster
+    alerts_token: str = ""
+    """With which Alertmanager tells of alerts; empty takes none."""
     notify: Callable[[], None] = _nobody_waits
     """Wakes the reconciler, so that a new run does not wait for its next look."""

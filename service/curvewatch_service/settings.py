@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the store."""
     storage_path: AbsolutePath = Field(default_factory=lambda data: data["data_dir"] / "runs")
     """Folder of the runs' own files, shared between the workers and the service."""
+    alerts_token_path: AbsolutePath = Field(default_factory=lambda data: data["data_dir"] / "alerts-token")
+    """File of the token with which Alertmanager tells of alerts; made at the first start."""
     ray_address: HttpUrl | None = None
     """URL of the Ray dashboard, such as `http://head:8265`; none starts a local Ray of its own."""
     ray_token_path: AbsolutePath | None = None

@@ -203,10 +203,18 @@ class Store:
             session.flush()
             return run_from(row)
 
-    def stop(self, run_id: str, *, actor: str) -> Run:
-        """End a run as its user wants: at once while it is queued, else after its current epoch.
+    def stop(
+        self, run_id: str, *, actor: str, control: Control = Control.STOP, why: str = "stop was asked for"
+    ) -> Run:
+        """End a run: at once while it is queued, else after its current epoch.
 
-        A run that is stopping or stopped stays as it is.
+        A run that is stopping or stopped stays as it is; but a user's word takes the place of an alert's.
+
+        Args:
+            run_id: The run.
+            actor: Who stops it.
+            control: Whose word it is: a user's, or an alert's, which comes after what the verdict leads to.
+            why: What made an alert stop it.
 
         Raises:
             RunEndedError: It has ended otherwise already.
@@ -214,15 +222,19 @@ class Store:
         """
         with self.write() as session:
             row = lock_run(session, run_id)
-            state, message = RunState.parse(row.state), f"{actor} asked it to stop"
+            state, by_user = RunState.parse(row.state), control is Control.STOP
+            message = f"{actor} asked it to stop" if by_user else f"{why}, and the job says to stop then"
             if state is RunState.QUEUED:
                 move(session, row, RunState.STOPPED, reason=message, message=message, actor=actor)
                 _settle_curve(session, row)
             elif state.terminal and state is not RunState.STOPPED:
                 raise RunEndedError(run_id, state.label, row.reason)
             elif state not in (RunState.STOPPING, RunState.STOPPED):
-                row.control = Control.STOP.value
+                row.control = control.value
                 move(session, row, RunState.STOPPING, reason=message, message=message, actor=actor)
+            elif by_user and row.control == Control.STOP_ON_ALERT.value:
+                row.control = control.value
+                add_event(session, run_id, "control_stop", message, actor)
             session.flush()
             return run_from(row)
 

@@ -151,6 +151,24 @@ class EventRow(Base):
     key: Mapped[str | None]
 
 
+class AlertRow(Base):
+    """One alert on a run, from its start to its end; a new start of it is another one."""
+
+    __tablename__ = "alerts"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.run_id", ondelete="CASCADE"), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    """Alertmanager's hash of its labels."""
+    started_at: Mapped[datetime] = mapped_column(primary_key=True)
+    ended_at: Mapped[datetime | None]
+    """None until its end is told."""
+    name: Mapped[str]
+    severity: Mapped[str]
+    summary: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text)
+    runbook_url: Mapped[str] = mapped_column(Text)
+
+
 class TokenRow(Base):
     """A user's token; only its hash is kept."""
 

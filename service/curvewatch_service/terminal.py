@@ -12,6 +12,7 @@ from rich.text import Text
 
 from curvewatch_service.printable import colored
 from curvewatch_service.schemas import (
+    AlertView,
     DiagnosisView,
     EpochView,
     EventView,
@@ -188,6 +189,21 @@ def events_table(events: Sequence[EventView]) -> Table:
     table.add_column(overflow="fold")
     for event in events:
         table.add_row(when(event.time), event.reason, event.message)
+    return table
+
+
+def alerts_table(alerts: Sequence[AlertView]) -> Table:
+    """Draw the alerts on a run: since when each fires, or from when to when it did."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for alert in alerts:
+        style = "" if alert.ended_at else "bold red" if alert.severity == "critical" else "bold yellow"
+        until = f"until {when(alert.ended_at)}" if alert.ended_at else "fires"
+        table.add_row(
+            Text(alert.name, style), when(alert.started_at), until, Text(alert.description or alert.summary)
+        )
     return table
 
 

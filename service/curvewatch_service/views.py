@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
+from curvewatch_service.alerts import Alert
 from curvewatch_service.schemas import (
+    AlertView,
     DiagnosisView,
     EpochView,
     EventView,
@@ -25,8 +29,8 @@ def run_summary(run: Run, latest: EpochRecord | None) -> RunSummary:
     return RunSummary(**_summary(run, latest))
 
 
-def run_view(run: Run, latest: EpochRecord | None) -> RunView:
-    """Return a run, whole, with its latest epoch."""
+def run_view(run: Run, latest: EpochRecord | None, alerts: Sequence[Alert] = ()) -> RunView:
+    """Return a run, whole, with its latest epoch and the alerts on it."""
     return RunView(
         **_summary(run, latest),
         spec=run.spec,
@@ -37,6 +41,7 @@ def run_view(run: Run, latest: EpochRecord | None) -> RunView:
         best_checkpoint=run.best_checkpoint,
         diagnosis=diagnosis_view(run.diagnosis),
         latest=None if latest is None else epoch_view(latest),
+        alerts=[AlertView(**asdict(alert)) for alert in alerts],
     )
 
 

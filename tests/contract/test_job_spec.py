@@ -190,7 +190,7 @@ def test_every_example_is_a_valid_job(project_root: Path) -> None:
     assert len(jobs) >= 3
     for job in jobs:
         spec = read_job_spec(job)
-        code = list(job.parent.glob("*.py"))
+        code = list((job.parent / spec.code.working_dir).glob("*.py"))
         assert len(code) == 1, f"{job.parent} should hold one Python file"
         assert spec.code.entry.split(":")[0] == code[0].stem
         longest = 110 if job.parent.name == "char_lm" else 60  # it writes its model out

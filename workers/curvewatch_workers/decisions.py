@@ -202,7 +202,7 @@ def ending_after(
     """Return how the run ends after its latest epoch, None when it goes on.
 
     What cannot be used goes first, then the user's word, then the end, then what the curve says (the verdict before
-    early stopping), then budgets.
+    early stopping), then an alert, then budgets.
 
     Args:
         records: Every epoch so far.
@@ -234,6 +234,8 @@ def ending_after(
             reason=f"stopped early: {waited}",
             restore_best=early_stopping is not None and early_stopping.restore_best,
         )
+    if control is Control.STOP_ON_ALERT and not _goes_back(action):
+        return Ending(outcome=Outcome.STOPPED, reason=f"stopped on an alert after epoch {record.epoch}")
     spent = _spent_budget(records, spec)
     if spent is not None:
         return Ending(outcome=Outcome.SUCCEEDED, reason=f"stopped after epoch {record.epoch}: {spent}")

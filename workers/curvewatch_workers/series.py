@@ -280,6 +280,13 @@ RECONCILE_ERRORS = _series(
     "Passes of the reconciler that failed for a run.",
     unit="short",
 )
+ALERTS_RECEIVED = _series(
+    "curvewatch_alerts_received_total",
+    _COUNTER,
+    "Alerts on runs that Alertmanager told of, each start and each end once.",
+    "status",
+    unit="short",
+)
 HTTP_REQUESTS = _series(
     "curvewatch_http_requests_total",
     _COUNTER,

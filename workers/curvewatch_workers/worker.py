@@ -47,7 +47,11 @@ from curvewatch_workers.reporter import NullReporter, Reporter
 from curvewatch_workers.seeds import seed_from
 from curvewatch_workers.task import load_entry, load_task
 
-_OUTCOMES = {Control.STOP: Outcome.STOPPED, Control.PAUSE: Outcome.PAUSED}
+_OUTCOMES = {
+    Control.STOP: Outcome.STOPPED,
+    Control.STOP_ON_ALERT: Outcome.STOPPED,
+    Control.PAUSE: Outcome.PAUSED,
+}
 logger = logging.getLogger(__name__)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
+from curvewatch_service.alerts import alerts_of
 from curvewatch_service.api.bodies import Upload, read_upload
 from curvewatch_service.api.session import CurrentUser, User, require_user, services_of
 from curvewatch_service.auth import new_ingest_token, token_hash, write_ingest_token
@@ -128,8 +129,9 @@ def _parse_state(label: str) -> RunState:
 @router.get("/runs/{run_id}")
 def show_run(request: Request, run_id: str) -> RunView:
     """Show a run."""
-    snapshot = services_of(request).store.snapshot(run_id)
-    return run_view(snapshot.run, snapshot.latest)
+    store = services_of(request).store
+    snapshot = store.snapshot(run_id)
+    return run_view(snapshot.run, snapshot.latest, alerts_of(store, run_id))
 
 
 @router.get("/runs/{run_id}/epochs")

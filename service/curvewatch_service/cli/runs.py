@@ -75,6 +75,9 @@ def show(
     console.print(terminal.run_facts(found))
     console.print()
     console.print(terminal.ending(found, epochs, width=console.width, color=console.is_terminal))
+    if found.alerts:
+        console.print("\nAlerts", style="bold")
+        console.print(terminal.alerts_table(found.alerts))
     console.print("\nEvents", style="bold")
     console.print(terminal.events_table(events))
 

@@ -1,5 +1,6 @@
 """What workers and service agree on. Loads neither torch nor ray."""
 
+from curvewatch_workers.contract.alerts import ALERTS_ON_RUNS
 from curvewatch_workers.contract.errors import ContractError, SpecError, SpecProblem
 from curvewatch_workers.contract.failures import KeptFailure, last_failure, repeated_failure
 from curvewatch_workers.contract.layout import RunLayout, new_run_id
@@ -62,6 +63,7 @@ from curvewatch_workers.contract.spec import (
 from curvewatch_workers.contract.spec_file import parse_job_spec, read_job_spec, read_policy
 
 __all__ = [
+    "ALERTS_ON_RUNS",
     "LARGEST_MATRIX",
     "LONGEST_RUN_ID",
     "MOST_EPOCHS",

@@ -19,6 +19,13 @@ class Control(StrEnum):
     """Take a checkpoint and end: the user asked for it."""
     PAUSE = "pause"
     """Take a checkpoint and leave the cluster: the run goes on later, from that checkpoint."""
+    STOP_ON_ALERT = "stop_on_alert"
+    """Take a checkpoint and end, unless the verdict of this epoch leads to something else: an alert asked for it."""
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to end."""
+        return self in (Control.STOP, Control.STOP_ON_ALERT)
 
 
 class Outcome(StrEnum):

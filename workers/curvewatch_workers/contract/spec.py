@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -19,6 +20,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from curvewatch_workers.contract.alerts import ALERT_PATTERN, ALERT_PREFIX, ALERTS_ON_RUNS
 
 NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 TASK_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
@@ -293,10 +296,26 @@ class PolicySpec(Spec):
     """Rescues, and likewise reductions, in one run. A run that diverges after its last rescue has failed."""
     early_stopping: EarlyStoppingSpec | None = None
     """Stop when a number stops improving; null trains all epochs."""
+    on_alert: dict[Annotated[str, StringConstraints(pattern=ALERT_PATTERN)], Literal["stop", "notify"]] = (
+        Field(default_factory=dict, max_length=64)
+    )
+    """What an alert on the run leads to, by its name, as in `{CurvewatchOverfitting: stop}`: `notify` tells it in the
+    run's events, as without a word here, `stop` ends the run after its current epoch. It comes after the verdict's own
+    answer and after the user's stop."""
     max_seconds: Number | None = Field(default=None, gt=0)
     """Stop after the epoch in which the training time of all epochs, of the slowest worker, reaches this."""
     max_samples: Whole | None = Field(default=None, ge=1)
     """Stop after the epoch in which the train samples of all epochs reach this."""
+
+    @field_validator("on_alert")
+    @classmethod
+    def _alerts_are_known(cls, on_alert: dict[str, str]) -> dict[str, str]:
+        for name in on_alert:
+            if name.startswith(ALERT_PREFIX) and name not in ALERTS_ON_RUNS:
+                close = difflib.get_close_matches(name, ALERTS_ON_RUNS, n=1, cutoff=0.6)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(ALERTS_ON_RUNS)}"
+                raise ValueError(f"Curvewatch has no alert {name!r} on a run; {hint}")
+        return on_alert
 
     @property
     def restores_best(self) -> bool:

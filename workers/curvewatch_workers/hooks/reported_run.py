@@ -134,7 +134,7 @@ class ReportedRunFeed:
         """Tell a finished epoch; return whether the service wants the run to end."""
         unknown = 0 if self._state is None else self._state.unknown_epochs
         self._send(epoch - unknown, row, *self._watch.lap())
-        return self._reporter is not None and self._reporter.control() is Control.STOP
+        return self._reporter is not None and self._reporter.control().stops
 
     def note(self, epoch: int) -> None:
         """Do nothing: only the leader has this feed."""
@@ -153,8 +153,9 @@ class ReportedRunFeed:
         elif error is not None:
             outcome, text = Outcome.FAILED, f"{type(error).__name__}: {error}"
             trace = "".join(traceback.format_exception(error))
-        elif reporter.control() is Control.STOP:
-            outcome, text = Outcome.STOPPED, "stopped on request"
+        elif reporter.control().stops:
+            asked = "request" if reporter.control() is Control.STOP else "an alert"
+            outcome, text = Outcome.STOPPED, f"stopped on {asked}"
         reporter.send(
             RunFinished(
                 submission=1,

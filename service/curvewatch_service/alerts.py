@@ -1,0 +1,163 @@
+"""What Alertmanager tells of runs: noted once each, in any order and any number of times, and acted on.
+
+A notification is told again and again, and a late one may come after a newer one. So what is kept is a set: each
+alert by its fingerprint and its start, and its end once that is known. From the set follows what is shown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from curvewatch_service.notifications import Notification
+from curvewatch_service.rows import add_event
+from curvewatch_service.runs import RunState
+from curvewatch_service.store import Store
+from curvewatch_service.tables import AlertRow, RunRow
+from curvewatch_workers.contract import Control, JobSpec
+from curvewatch_workers.series import ALERTS_RECEIVED
+
+ACTOR = "alertmanager"
+SHOWN = 100
+"""Most alerts of a run that are shown, the latest first."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """One alert on a run, from its start to its end."""
+
+    name: str
+    severity: str
+    summary: str
+    description: str
+    runbook_url: str
+    started_at: datetime
+    ended_at: datetime | None
+    """None while it fires."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noted:
+    """What became of the alerts of one notification."""
+
+    new: int
+    """Those that said what was not known."""
+    known: int
+    without_run: int
+    """Those on no run, or on one that is not here."""
+
+
+def take_alerts(store: Store, notifications: Sequence[Notification]) -> Noted:
+    """Note alerts, and stop the runs whose jobs say so."""
+    new = known = without_run = 0
+    for told in notifications:
+        outcome = _take(store, told)
+        if outcome is None:
+            without_run += 1
+        elif outcome:
+            new += 1
+            store.counters.add(ALERTS_RECEIVED, told.status)
+        else:
+            known += 1
+    return Noted(new=new, known=known, without_run=without_run)
+
+
+def alerts_of(store: Store, run_id: str) -> list[Alert]:
+    """Return the alerts on a run: those that fire, then the others, the latest first."""
+    query = (
+        select(AlertRow)
+        .where(AlertRow.run_id == run_id)
+        .order_by(AlertRow.started_at.desc(), AlertRow.fingerprint)
+        .limit(SHOWN)
+    )
+    with store.read() as session:
+        rows = list(session.scalars(query))
+    # One that began anew has ended before, whether or not its end was told.
+    began: dict[str, datetime] = {}
+    alerts = []
+    for row in rows:
+        ended_at = row.ended_at or began.get(row.fingerprint)
+        began[row.fingerprint] = row.started_at
+        alerts.append(
+            Alert(
+                name=row.name,
+                severity=row.severity,
+                summary=row.summary,
+                description=row.description,
+                runbook_url=row.runbook_url,
+                started_at=row.started_at,
+                ended_at=ended_at,
+            )
+        )
+    return sorted(alerts, key=lambda alert: alert.ended_at is not None)
+
+
+def _take(store: Store, told: Notification) -> bool | None:
+    """Note one alert; return whether it was new, None when it is on no run that is here."""
+    with store.write() as session:
+        row = session.get(RunRow, told.run_id, with_for_update=True) if told.run_id else None
+        if row is None:
+            _logger.info(
+                "Alert %s is on no run of this service.",
+                told.name,
+                extra={"action": "alert_without_run", "alert": told.name, "run_id": told.run_id},
+            )
+            return None
+        new = _note(session, row.run_id, told)
+        # Also when it is told again: a stop that was lost, or that came while the run was queued, is made up for.
+        stop = _fires(session, row.run_id, told) and _wants_stop(row, told.name)
+    if stop:
+        store.stop(told.run_id, actor=ACTOR, control=Control.STOP_ON_ALERT, why=f"{told.name} fires")
+    return new
+
+
+def _note(session: Session, run_id: str, told: Notification) -> bool:
+    """Keep what an alert says; return whether it was not known."""
+    row = session.get(AlertRow, (run_id, told.fingerprint, told.started_at))
+    if row is not None and (told.ended_at is None or row.ended_at is not None):
+        return False
+    if row is None:
+        row = AlertRow(
+            run_id=run_id,
+            fingerprint=told.fingerprint,
+            started_at=told.started_at,
+            name=told.name,
+            severity=told.severity,
+            summary=told.summary,
+            description=told.description,
+            runbook_url=told.runbook_url,
+        )
+        session.add(row)
+        text = f"{told.name} ({told.severity}): {told.description or told.summary}"
+        add_event(session, run_id, "alert_firing", text, ACTOR, time=told.started_at)
+    if told.ended_at is not None:
+        row.ended_at = told.ended_at
+        text = f"{told.name} fires no longer"
+        add_event(session, run_id, "alert_resolved", text, ACTOR, time=told.ended_at)
+    session.flush()
+    return True
+
+
+def _fires(session: Session, run_id: str, told: Notification) -> bool:
+    """Tell whether an alert still fires as far as is known, and not one of its name that began later."""
+    later = select(AlertRow.fingerprint).where(
+        AlertRow.run_id == run_id,
+        AlertRow.fingerprint == told.fingerprint,
+        AlertRow.started_at > told.started_at,
+    )
+    row = session.get_one(AlertRow, (run_id, told.fingerprint, told.started_at))
+    return row.ended_at is None and session.scalar(later) is None
+
+
+def _wants_stop(row: RunRow, alert: str) -> bool:
+    """Tell whether a run is to be stopped by an alert: its job says so, and it trains."""
+    state = RunState.parse(row.state)
+    if not state.holds_resources or state is RunState.STOPPING:
+        return False
+    return JobSpec.model_validate_json(row.spec).policy.on_alert.get(alert) == "stop"
