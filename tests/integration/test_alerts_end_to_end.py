@@ -18,13 +18,13 @@ from ray_support import RUN_SECONDS, until
 from stack_support import RunningStack, stack_up
 
 pytestmark = [needs_prometheus, needs_alertmanager]
-LINGER_SECONDS = 60
+LINGER_SECONDS = 40
 LEARNT = '{component="learning",severity=~"warning|critical"}'
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """One stack for all: starting Ray costs seconds. A run leaves it a minute after its end."""
+    """One stack for all: starting Ray costs seconds. A run leaves it soon after its end."""
     folder = tmp_path_factory.mktemp("stack")
     with stack_up(folder, linger_seconds=str(LINGER_SECONDS)) as running:
         with running.client() as client:
