@@ -170,7 +170,7 @@ def test_what_a_loop_of_ones_own_does_not_use_is_told(tmp_path: Path) -> None:
         epochs=1,
         seed=3,
         precision="bf16",
-        policy={"max_seconds": 60},
+        policy={"max_seconds": 60, "on_alert": {"CurvewatchOverfitting": "stop"}},
         checkpoints={"keep": 5, "path": str(tmp_path / "kept"), "every_epochs": 2},
         fault_tolerance={"max_restarts": 1},
     )

@@ -254,14 +254,15 @@ def _run_own_loop(
 
 def _unused_by_loop(spec: JobSpec) -> list[str]:
     """Return the settings that differ from their default and that only the engine's loop would use."""
-    # Ray Train keeps what the loop reports to it.
-    used = {"training.seed", "checkpoints.keep", "checkpoints.path"}
+    # Ray Train keeps what the loop reports to it, and the meter hands the loop the word to stop.
+    used = {"training.seed", "checkpoints.keep", "checkpoints.path", "policy.on_alert"}
     parts = {"checkpoints": spec.checkpoints, "policy": spec.policy, "training": spec.training}
     changed = [
         f"{part}.{name}"
         for part, values in parts.items()
         for name, field in sorted(type(values).model_fields.items())
-        if not field.is_required() and getattr(values, name) != field.default
+        if not field.is_required()
+        and getattr(values, name) != field.get_default(call_default_factory=True)
     ]
     return [name for name in changed if name not in used]
 
