@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from sqlalchemy import update
 
 from api_support import ServedApi, serve_api
 from cli_support import Shell
+from curvewatch_service.client import Client
 from curvewatch_service.profile import write_profile
 from curvewatch_service.tables import EpochRow
 from curvewatch_workers.contract import SPLITS, EpochFinished, EpochRecord, MetricTotals, Profile
@@ -273,6 +276,20 @@ def test_nothing_is_left_of_an_export_that_fails(shell: Shell, tmp_path: Path) -
             assert (result.code, result.out) == (2, "")
             assert "the service failed to answer this request" in result.err
     assert not list(tmp_path.glob("history*"))
+
+
+def test_an_answer_that_is_not_whole_is_told(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Client.history
+
+    @contextmanager
+    def cut(client: Client, run_id: str) -> Iterator[tuple[int, Iterator[bytes]]]:
+        with whole(client, run_id) as (samples, lines):
+            yield samples, islice(lines, 10)
+
+    monkeypatch.setattr(Client, "history", cut)
+    result = shell("export", "broken-1", "--openmetrics")
+    assert (result.code, result.out) == (2, "")
+    assert "of broken-1 is cut off or of another version (it ends in the middle)" in result.err
 
 
 def test_a_file_that_cannot_be_written_is_told(shell: Shell, tmp_path: Path) -> None:
