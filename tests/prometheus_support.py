@@ -76,7 +76,9 @@ class Prometheus:
     def alert(self, name: str, run_id: str) -> dict[str, Any] | None:
         """Return an alert of a run, None when it is not active."""
         mine = (
-            a for a in self.alerts() if (a["labels"]["alertname"], a["labels"].get("run_id")) == (name, run_id)
+            a
+            for a in self.alerts()
+            if (a["labels"]["alertname"], a["labels"].get("run_id")) == (name, run_id)
         )
         return next(mine, None)
 
