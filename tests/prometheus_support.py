@@ -57,6 +57,17 @@ class Prometheus:
         result = self._get("query", query=expr)["result"]
         return [Sample(labels=one["metric"], value=float(one["value"][1])) for one in result]
 
+    def points(self, selector: str) -> dict[frozenset[tuple[str, str]], list[tuple[int, float]]]:
+        """Return what a range selector finds now: by labels, the time in milliseconds and the value of each sample."""
+        return _points(self._get("query", query=selector)["result"])
+
+    def drawn(
+        self, expr: str, *, start: float, end: float, step: float
+    ) -> dict[frozenset[tuple[str, str]], list[tuple[int, float]]]:
+        """Return what a panel over time draws of an expression, times and step in seconds."""
+        answer = self._get("query_range", query=expr, start=str(start), end=str(end), step=str(step))
+        return _points(answer["result"])
+
     def alerts(self) -> list[dict[str, Any]]:
         """Return the active alerts, pending ones too."""
         found: list[dict[str, Any]] = self._get("alerts")["alerts"]
@@ -65,7 +76,9 @@ class Prometheus:
     def alert(self, name: str, run_id: str) -> dict[str, Any] | None:
         """Return an alert of a run, None when it is not active."""
         mine = (
-            a for a in self.alerts() if (a["labels"]["alertname"], a["labels"].get("run_id")) == (name, run_id)
+            a
+            for a in self.alerts()
+            if (a["labels"]["alertname"], a["labels"].get("run_id")) == (name, run_id)
         )
         return next(mine, None)
 
@@ -94,23 +107,40 @@ class Prometheus:
         return answer.json()["data"]
 
 
+def _points(result: list[dict[str, Any]]) -> dict[frozenset[tuple[str, str]], list[tuple[int, float]]]:
+    return {
+        frozenset(one["metric"].items()): [
+            (round(float(time) * 1000), float(value)) for time, value in one["values"]
+        ]
+        for one in result
+    }
+
+
 @contextmanager
 def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
     """Start a Prometheus that scrapes `host:port` and evaluates the built rules every second, then end it."""
-    assert PROMETHEUS is not None
     configuration = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES)],
         "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": [target]}]}],
     }
+    with prometheus_of(configuration, folder) as prometheus:
+        yield prometheus
+
+
+@contextmanager
+def prometheus_of(configuration: Mapping[str, object], folder: Path, *flags: str) -> Iterator[Prometheus]:
+    """Start a Prometheus whose data are in `data` of a folder, then end it."""
+    assert PROMETHEUS is not None
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(dict(configuration)))
     address = f"127.0.0.1:{free_port()}"
     command = [
         PROMETHEUS,
         f"--config.file={folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}",
+        *flags,
     ]
     log_path = folder / "prometheus.log"
     with log_path.open("wb") as log:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from curvewatch_workers.series import CURVES_PATH, TABLE, Series
+from curvewatch_workers.series import CURVES_PATH, HISTORY_PATH, TABLE, Series
 
 _HEAD = """\
 # Series
@@ -25,11 +25,19 @@ points a run and split: the first, the last, the best epoch by validation loss, 
 between. A run leaves it when it leaves `/metrics`.
 """
 
+_HISTORY = """\
+`curvewatch export --openmetrics`, for the past: every epoch of a run, at the time at which it ended, to the millisecond
+(at the next free one where an earlier epoch has it). No scrape shows them; what a scrape shows has other names, so that
+no panel draws a run twice and no alert comes twice.
+"""
+
 
 def series_reference() -> str:
     """Return docs/metrics.md."""
     curves = [series for series in TABLE.values() if series.path == CURVES_PATH]
-    runs = [series for series in TABLE.values() if "run_id" in series.labels and series not in curves]
+    history = [series for series in TABLE.values() if series.path == HISTORY_PATH]
+    apart = [*curves, *history]
+    runs = [series for series in TABLE.values() if "run_id" in series.labels and series not in apart]
     service = [series for series in TABLE.values() if "run_id" not in series.labels]
     return "\n".join(
         [
@@ -37,6 +45,7 @@ def series_reference() -> str:
             *_section("Of each run", runs),
             *_section("Of the service", service),
             *_section("Curves", curves, _CURVES),
+            *_section("History", history, _HISTORY),
         ]
     )
 

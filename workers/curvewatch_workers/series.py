@@ -26,13 +26,15 @@ class Series:
     unit: str = ""
     """Grafana unit of the values: `s`, `bytes`, `percentunit`, `short`; empty for a plain number."""
     path: str = "/metrics"
-    """Where the service exports it."""
+    """Address of the service that shows it."""
 
 
 TABLE: dict[str, Series] = {}
 
 
 CURVES_PATH: Final = "/metrics/curves"
+HISTORY_PATH: Final = "/api/v1/runs/{run_id}/history"
+"""Not for a scrape: each sample has the time at which its epoch ended."""
 
 
 def _series(
@@ -92,6 +94,57 @@ EPOCH_METRIC = _series(
     "epoch",
     "metric",
     path=CURVES_PATH,
+)
+HISTORY_INFO = _series(
+    "curvewatch_history_info",
+    _GAUGE,
+    "Whose the run of the epoch is, and on which cluster; always 1.",
+    *_RUN,
+    "owner",
+    "cluster",
+    path=HISTORY_PATH,
+)
+HISTORY_LOSS = _series(
+    "curvewatch_history_loss",
+    _GAUGE,
+    "Global loss of the epoch: the mean over every sample of the split, each counted once.",
+    *_RUN,
+    "split",
+    path=HISTORY_PATH,
+)
+HISTORY_METRIC = _series(
+    "curvewatch_history_metric",
+    _GAUGE,
+    "Global metric of the epoch; accuracy and the like as ratios from 0 to 1.",
+    *_RUN,
+    "split",
+    "metric",
+    path=HISTORY_PATH,
+)
+HISTORY_EPOCH = _series(
+    "curvewatch_history_epoch", _GAUGE, "Number of the epoch, from 1.", *_RUN, path=HISTORY_PATH
+)
+HISTORY_LEARNING_RATE = _series(
+    "curvewatch_history_learning_rate",
+    _GAUGE,
+    "Learning rate at the last step of the epoch.",
+    *_RUN,
+    path=HISTORY_PATH,
+)
+HISTORY_GRADIENT_NORM = _series(
+    "curvewatch_history_gradient_norm",
+    _GAUGE,
+    "L2 norm of the global gradient at the last step of the epoch, before clipping.",
+    *_RUN,
+    path=HISTORY_PATH,
+)
+HISTORY_EPOCH_DURATION = _series(
+    "curvewatch_history_epoch_duration_seconds",
+    _GAUGE,
+    "Time that the epoch took.",
+    *_RUN,
+    unit="s",
+    path=HISTORY_PATH,
 )
 EPOCH = _series("curvewatch_epoch", _GAUGE, "Latest finished epoch, from 1; 0 before the first.", *_RUN)
 EPOCHS_PLANNED = _series("curvewatch_epochs_planned", _GAUGE, "Epochs that the job asks for.", *_RUN)
