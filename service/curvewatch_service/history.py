@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
-from curvewatch_service.export import Sample
+from curvewatch_service.samples import Sample
 from curvewatch_service.stored import Run
 from curvewatch_workers import series
 from curvewatch_workers.contract import SPLITS, EpochRecord
