@@ -24,6 +24,8 @@ needs_prometheus = pytest.mark.skipif(
 JOB = "curvewatch"
 _POLL_SECONDS = 0.2
 T = TypeVar("T")
+Point = tuple[int, float]
+"""Milliseconds since 1970, and the value."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,16 @@ class Prometheus:
         result = self._get("query", query=expr)["result"]
         return [Sample(labels=one["metric"], value=float(one["value"][1])) for one in result]
 
+    def points(self, selector: str, *, since: str = "1d") -> dict[frozenset[tuple[str, str]], list[Point]]:
+        """Return the stored samples of each series, in order, by its labels."""
+        result = self._get("query", query=f"{selector}[{since}]")["result"]
+        return {
+            frozenset(one["metric"].items()): [
+                (round(1000 * float(time)), float(value)) for time, value in one["values"]
+            ]
+            for one in result
+        }
+
     def alerts(self) -> list[dict[str, Any]]:
         """Return the active alerts, pending ones too."""
         found: list[dict[str, Any]] = self._get("alerts")["alerts"]
@@ -65,7 +77,9 @@ class Prometheus:
     def alert(self, name: str, run_id: str) -> dict[str, Any] | None:
         """Return an alert of a run, None when it is not active."""
         mine = (
-            a for a in self.alerts() if (a["labels"]["alertname"], a["labels"].get("run_id")) == (name, run_id)
+            a
+            for a in self.alerts()
+            if (a["labels"]["alertname"], a["labels"].get("run_id")) == (name, run_id)
         )
         return next(mine, None)
 
@@ -97,20 +111,46 @@ class Prometheus:
 @contextmanager
 def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
     """Start a Prometheus that scrapes `host:port` and evaluates the built rules every second, then end it."""
-    assert PROMETHEUS is not None
     configuration = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(RULES)],
         "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": [target]}]}],
     }
+    with _running(folder, configuration, port=free_port()) as prometheus:
+        yield prometheus
+
+
+@contextmanager
+def receiving(folder: Path, *, port: int, out_of_order: str = "0s") -> Iterator[Prometheus]:
+    """Start a Prometheus that scrapes nothing and takes remote writes at a port of loopback, then end it.
+
+    Args:
+        folder: Where its data is.
+        port: Where it listens.
+        out_of_order: How much older than its newest sample one may be; by default an hour, in order.
+    """
+    configuration = {"storage": {"tsdb": {"out_of_order_time_window": out_of_order}}}
+    with _running(folder, configuration, "--web.enable-remote-write-receiver", port=port) as prometheus:
+        yield prometheus
+
+
+def write_url(port: int) -> str:
+    """The address for remote writes of a Prometheus on loopback."""
+    return f"http://127.0.0.1:{port}/api/v1/write"
+
+
+@contextmanager
+def _running(folder: Path, configuration: object, *flags: str, port: int) -> Iterator[Prometheus]:
+    assert PROMETHEUS is not None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{port}"
     command = [
         PROMETHEUS,
         f"--config.file={folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={address}",
+        *flags,
     ]
     log_path = folder / "prometheus.log"
     with log_path.open("wb") as log:

@@ -138,6 +138,9 @@ class HistorySink:
     def _refuse(self, epoch: Pending, why: str) -> None:
         with self._store.write() as session:
             first = outbox.refuse(session, epoch, why)
+        if first is None:
+            # Another service on the same database was faster.
+            return
         self._store.counters.add(REMOTE_WRITE_EPOCHS, "refused")
         if first:
             _logger.warning(

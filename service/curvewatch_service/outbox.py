@@ -84,14 +84,15 @@ def remove(session: Session, epochs: Iterable[Pending]) -> int:
     return len(gone.all())
 
 
-def refuse(session: Session, epoch: Pending, why: str) -> bool:
+def refuse(session: Session, epoch: Pending, why: str) -> bool | None:
     """Take an epoch out that the receiver will never take, and note the first of a run as an event.
 
     Returns:
-        Whether it is the first of its run.
+        Whether it is the first of its run; None when it was not in the outbox any more.
     """
     lock_run(session, epoch.run.run_id)
-    remove(session, [epoch])
+    if not remove(session, [epoch]):
+        return None
     text = (
         f"the remote-write receiver will never take epoch {epoch.record.epoch} ({why}); the run itself has it, and "
         "`curvewatch export --openmetrics` exports it. Of other epochs of this run that it refuses no event tells."
