@@ -59,15 +59,16 @@ class Prometheus:
         result = self._get("query", query=expr)["result"]
         return [Sample(labels=one["metric"], value=float(one["value"][1])) for one in result]
 
-    def points(self, selector: str, *, since: str = "1d") -> dict[frozenset[tuple[str, str]], list[Point]]:
-        """Return the stored samples of each series, in order, by its labels."""
-        result = self._get("query", query=f"{selector}[{since}]")["result"]
-        return {
-            frozenset(one["metric"].items()): [
-                (round(1000 * float(time)), float(value)) for time, value in one["values"]
-            ]
-            for one in result
-        }
+    def points(self, selector: str) -> dict[frozenset[tuple[str, str]], list[tuple[int, float]]]:
+        """Return what a range selector finds now: by labels, the time in milliseconds and the value of each sample."""
+        return _points(self._get("query", query=selector)["result"])
+
+    def drawn(
+        self, expr: str, *, start: float, end: float, step: float
+    ) -> dict[frozenset[tuple[str, str]], list[tuple[int, float]]]:
+        """Return what a panel over time draws of an expression, times and step in seconds."""
+        answer = self._get("query_range", query=expr, start=str(start), end=str(end), step=str(step))
+        return _points(answer["result"])
 
     def alerts(self) -> list[dict[str, Any]]:
         """Return the active alerts, pending ones too."""
@@ -108,6 +109,15 @@ class Prometheus:
         return answer.json()["data"]
 
 
+def _points(result: list[dict[str, Any]]) -> dict[frozenset[tuple[str, str]], list[tuple[int, float]]]:
+    return {
+        frozenset(one["metric"].items()): [
+            (round(float(time) * 1000), float(value)) for time, value in one["values"]
+        ]
+        for one in result
+    }
+
+
 @contextmanager
 def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
     """Start a Prometheus that scrapes `host:port` and evaluates the built rules every second, then end it."""
@@ -116,7 +126,7 @@ def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
         "rule_files": [str(RULES)],
         "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": [target]}]}],
     }
-    with _running(folder, configuration, port=free_port()) as prometheus:
+    with prometheus_of(configuration, folder) as prometheus:
         yield prometheus
 
 
@@ -130,7 +140,7 @@ def receiving(folder: Path, *, port: int, out_of_order: str = "0s") -> Iterator[
         out_of_order: How much older than its newest sample one may be; by default an hour, in order.
     """
     configuration = {"storage": {"tsdb": {"out_of_order_time_window": out_of_order}}}
-    with _running(folder, configuration, "--web.enable-remote-write-receiver", port=port) as prometheus:
+    with prometheus_of(configuration, folder, "--web.enable-remote-write-receiver", port=port) as prometheus:
         yield prometheus
 
 
@@ -140,11 +150,14 @@ def write_url(port: int) -> str:
 
 
 @contextmanager
-def _running(folder: Path, configuration: object, *flags: str, port: int) -> Iterator[Prometheus]:
+def prometheus_of(
+    configuration: Mapping[str, object], folder: Path, *flags: str, port: int | None = None
+) -> Iterator[Prometheus]:
+    """Start a Prometheus whose data are in `data` of a folder, then end it."""
     assert PROMETHEUS is not None
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    address = f"127.0.0.1:{port}"
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(dict(configuration)))
+    address = f"127.0.0.1:{port or free_port()}"
     command = [
         PROMETHEUS,
         f"--config.file={folder / 'prometheus.yaml'}",

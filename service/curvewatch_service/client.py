@@ -10,7 +10,8 @@ ClientError: something that a user of the service is told
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote
@@ -19,6 +20,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from curvewatch_service.schemas import (
+    SAMPLES_HEADER,
     EpochList,
     EpochView,
     EventList,
@@ -39,11 +41,14 @@ from curvewatch_workers.contract import (
     ReportedRun,
     ReportedRunAnswer,
 )
+from curvewatch_workers.series import HISTORY_PATH
 
 _Answer = TypeVar("_Answer", bound=BaseModel)
 _PAGE = 100
 _MAX_PAGE = 1000
 """Most runs that the service lists at once."""
+_HISTORY_SECONDS = 600.0
+"""That the service may read in a long run before its history begins."""
 
 
 class Health(View):
@@ -199,6 +204,35 @@ class Client:
         """Return what the run's program has written so far."""
         return self._read(LogView, self._send("GET", f"/api/v1/runs/{quote(run_id, safe='')}/logs")).text
 
+    @contextmanager
+    def history(self, run_id: str) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Ask for the history of a run: how many samples it has, and its lines as OpenMetrics text, as they come."""
+        asked = self._http.build_request(
+            "GET",
+            HISTORY_PATH.format(run_id=quote(run_id, safe="")),
+            timeout=httpx.Timeout(self._http.timeout.connect, read=_HISTORY_SECONDS),
+        )
+        try:
+            response = self._http.send(asked, stream=True)
+        except httpx.TransportError as error:
+            raise self._away(error) from error
+        try:
+            if not response.is_success:
+                response.read()
+                raise self._refusal(response)
+            samples = response.headers.get(SAMPLES_HEADER, "")
+            if not samples.isdecimal():
+                raise self._not_ours(response)
+            yield int(samples), _lines(response.iter_bytes())
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise ServiceAwayError(
+                f"the history of {run_id} broke off ({reason}); see whether {self.server} still answers, and "
+                "ask again"
+            ) from error
+        finally:
+            response.close()
+
     def stop(self, run_id: str) -> RunView:
         """Ask a run to stop; it takes a checkpoint at the end of its epoch and ends."""
         return self._read(RunView, self._send("POST", f"/api/v1/runs/{quote(run_id, safe='')}/stop"))
@@ -263,14 +297,17 @@ class Client:
                 method, path, params=params, files=files, content=content, headers=headers
             )
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise ServiceAwayError(
-                f"no Curvewatch service answers at {self.server} ({reason}); start one with "
-                "`curvewatch serve`, or name the right address with --server"
-            ) from error
+            raise self._away(error) from error
         if response.is_success:
             return response
         raise self._refusal(response)
+
+    def _away(self, error: Exception) -> ServiceAwayError:
+        reason = str(error) or type(error).__name__
+        return ServiceAwayError(
+            f"no Curvewatch service answers at {self.server} ({reason}); start one with "
+            "`curvewatch serve`, or name the right address with --server"
+        )
 
     def _refusal(self, response: httpx.Response) -> ClientError:
         try:
@@ -292,6 +329,16 @@ class Client:
             "Curvewatch service of this version says; check the address, and that client and service "
             "have the same version"
         )
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines without their ends; only a line feed ends one, whatever else ends lines elsewhere."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def _is_this_machine(host: str) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 
-from curvewatch_service.samples import Sample
+from curvewatch_service.openmetrics import TimeSeries
+from curvewatch_service.samples import Sample, end_millisecond
+from curvewatch_service.scrape import scraping
+from curvewatch_service.store import Store
 from curvewatch_service.stored import Run
 from curvewatch_workers import series
 from curvewatch_workers.contract import SPLITS, EpochRecord
-
-_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
+from curvewatch_workers.series import TABLE
 
 
 def history_samples(run: Run, record: EpochRecord, *, cluster: str) -> list[Sample]:
@@ -39,11 +39,6 @@ def history_samples(run: Run, record: EpochRecord, *, cluster: str) -> list[Samp
     return samples
 
 
-def end_millisecond(record: EpochRecord) -> int:
-    """Return the Unix time in whole milliseconds at which an epoch ended: what Prometheus keeps of a time."""
-    return (record.finished_at - _UNIX_EPOCH) // _MILLISECOND
-
-
 def with_times(records: Iterable[EpochRecord]) -> Iterator[tuple[int, EpochRecord]]:
     """Yield each epoch of a curve with its time in milliseconds since 1970.
 
@@ -58,3 +53,25 @@ def with_times(records: Iterable[EpochRecord]) -> Iterator[tuple[int, EpochRecor
         time = end_millisecond(record)
         latest = time if latest is None else max(time, latest + 1)
         yield latest, record
+
+
+def read_history(store: Store, run_id: str, *, cluster: str) -> list[TimeSeries]:
+    """Return the history of a run's visible curve, as of one moment, in the order of the table.
+
+    Records are read a few at a time: in memory is what comes out, 16 bytes a value.
+
+    Raises:
+        NotFoundError: There is no such run.
+    """
+    found: dict[tuple[str, ...], TimeSeries] = {}
+    with scraping(store) as scrape:
+        run, records = scrape.history(run_id)
+        for time, record in with_times(records):
+            for sample in history_samples(run, record, cluster=cluster):
+                key = (sample.series.name, *sample.labels.values())
+                if key not in found:
+                    found[key] = TimeSeries(sample.series, sample.labels)
+                found[key].times.append(time)
+                found[key].values.append(sample.value)
+    place = {name: number for number, name in enumerate(TABLE)}
+    return sorted(found.values(), key=lambda one: place[one.series.name])

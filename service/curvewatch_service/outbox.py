@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from curvewatch_service.history import end_millisecond
 from curvewatch_service.rows import add_event, lock_run
+from curvewatch_service.samples import end_millisecond
 from curvewatch_service.stored import Run, run_from
 from curvewatch_service.tables import EpochRow, OutboxRow, RunRow
 from curvewatch_workers.contract import EpochRecord

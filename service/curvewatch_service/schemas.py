@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from curvewatch_workers.contract import EpochRecord, JobSpec
 
+SAMPLES_HEADER = "Curvewatch-Samples"
+"""Header of a history: how many samples it has, so that a client can tell how far it is."""
+
 
 class View(BaseModel):
     """Base of every answer; numbers that are not finite are null."""

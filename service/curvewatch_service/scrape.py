@@ -24,6 +24,8 @@ from curvewatch_service.stored import Run, Snapshot, run_from
 from curvewatch_service.tables import EpochRow, EventRow, OutboxRow, RunRow
 from curvewatch_workers.contract import EpochRecord
 
+_EPOCHS = 200
+"""That are read from the database at once."""
 _BEGINNINGS = ("state_starting", "state_restarting", "state_running", "worker_restart")
 """Reasons of the events after which the next epoch is awaited anew."""
 
@@ -82,6 +84,13 @@ class Scrape:
         query = visible_epochs(self._session, require_run(self._session, run_id), EpochRow.record)
         records = self._session.scalars(query.where(EpochRow.epoch.in_(only)))
         return [EpochRecord.model_validate_json(record) for record in records]
+
+    def history(self, run_id: str) -> tuple[Run, Iterator[EpochRecord]]:
+        """Return a run and its visible curve, which is read a few epochs at a time; good until the scrape ends."""
+        row = require_run(self._session, run_id)
+        query = visible_epochs(self._session, row, EpochRow.record).execution_options(yield_per=_EPOCHS)
+        records = self._session.scalars(query)
+        return run_from(row), (EpochRecord.model_validate_json(record) for record in records)
 
     def _awaited_since(self, snapshot: Snapshot) -> datetime | None:
         run = snapshot.run

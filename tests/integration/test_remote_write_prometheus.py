@@ -98,7 +98,7 @@ def _expected(store: Store, records: Sequence[EpochRecord]) -> dict[frozenset[tu
 
 
 def _stored(prometheus: Prometheus, run_id: str) -> dict[frozenset[tuple[str, str]], list[Point]]:
-    return prometheus.points(f'{{__name__=~"curvewatch_history_.+", run_id="{run_id}"}}')
+    return prometheus.points(f'{{__name__=~"curvewatch_history_.+", run_id="{run_id}"}}[1d]')
 
 
 def _same(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -203,6 +203,77 @@ def test_the_latest_of_no_runs_is_refused_with_the_remedy() -> None:
         UnknownRunError, match=r"there is no run yet; submit one: curvewatch submit job\.yaml"
     ):
         client_of(only()).find("latest")
+
+
+class Chunks(httpx.SyncByteStream):
+    """An answer that comes in pieces, and may break off."""
+
+    def __init__(self, *chunks: bytes, breaks_off: bool = False) -> None:
+        self._chunks, self._breaks_off = chunks, breaks_off
+        self.closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._chunks
+        if self._breaks_off:
+            raise httpx.RemoteProtocolError("peer closed connection")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def history_of(stream: Chunks, **headers: str) -> Client:
+    return client_of(lambda _request: httpx.Response(200, headers=headers, stream=stream))
+
+
+def test_a_history_comes_line_by_line_however_it_is_cut() -> None:
+    stream = Chunks(b"# HELP a", b" b\n# TYPE", b" a gauge\n", 'a{b="\u2028\x0b"} 1 2\n# EO'.encode(), b"F\n")
+    with history_of(stream, **{"Curvewatch-Samples": "1"}).history("digits-1") as (samples, lines):
+        assert samples == 1
+        assert list(lines) == [b"# HELP a b", b"# TYPE a gauge", 'a{b="\u2028\x0b"} 1 2'.encode(), b"# EOF"]
+    assert stream.closed
+
+
+def test_a_history_is_asked_for_by_its_run_and_waited_for() -> None:
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return httpx.Response(200, headers={"Curvewatch-Samples": "0"}, text="# EOF\n")
+
+    with client_of(handler).history("a/b") as (_, lines):
+        assert list(lines) == [b"# EOF"]
+    (request,) = seen
+    assert request.url.raw_path == b"/api/v1/runs/a%2Fb/history"
+    assert request.headers["authorization"] == "Bearer cw_secret"
+    timeouts = request.extensions["timeout"]
+    assert timeouts["read"] > 60 > timeouts["connect"]
+
+
+def test_a_history_that_breaks_off_is_told() -> None:
+    stream = Chunks(b"# HELP a b\n", breaks_off=True)
+    client = history_of(stream, **{"Curvewatch-Samples": "9"})
+    with (
+        pytest.raises(
+            ServiceAwayError, match=r"the history of digits-1 broke off \(peer closed connection\)"
+        ),
+        client.history("digits-1") as (_, lines),
+    ):
+        list(lines)
+    assert stream.closed
+
+
+def test_a_history_of_something_else_is_refused() -> None:
+    with (
+        pytest.raises(ServiceAwayError, match="something that no Curvewatch"),
+        history_of(Chunks(b"<html>")).history("digits-1"),
+    ):
+        pytest.fail("it was taken")
+
+
+def test_a_history_that_the_service_refuses_is_told_in_its_words() -> None:
+    client = client_of(refusal(404, "there is no run 'x'"))
+    with pytest.raises(UnknownRunError, match="there is no run 'x'"), client.history("x"):
+        pytest.fail("it was taken")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvewatch_service.history import end_millisecond, history_samples, with_times
+from curvewatch_service.history import history_samples, with_times
+from curvewatch_service.samples import end_millisecond
 from curvewatch_service.store import Store
 from curvewatch_workers.contract import EpochRecord
 from curvewatch_workers.series import HISTORY_PATH, TABLE

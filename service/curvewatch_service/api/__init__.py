@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 # As a module, not its names: the pages use the sign-in of this package.
 import curvewatch_service.pages
-from curvewatch_service.api import alerts, health, ingest, problems, reported, runs, session
+from curvewatch_service.api import alerts, health, history, ingest, problems, reported, runs, session
 from curvewatch_service.api.safety import SafetyMiddleware
 from curvewatch_service.api.timing import TimingMiddleware
 from curvewatch_service.auth import Sessions
@@ -37,8 +37,8 @@ def create_app(services: Services) -> FastAPI:
     app.add_api_route(
         "/openapi.json", _schema, dependencies=[Depends(session.require_user)], include_in_schema=False
     )
-    for router in (alerts.router, health.router, ingest.router, reported.router, runs.router, session.router):
-        app.include_router(router)
+    for module in (alerts, health, history, ingest, reported, runs, session):
+        app.include_router(module.router)
     app.include_router(curvewatch_service.pages.router(services))
     return app
 

@@ -50,6 +50,7 @@ def _register() -> None:
         check,
         demo,
         diagnose,
+        export,
         grafana,
         replay,
         runs,
@@ -69,6 +70,7 @@ def _register() -> None:
     app.command("watch")(watch.watch)
     app.command("logs")(runs.logs)
     app.command("stop")(runs.stop)
+    app.command("export")(export.export)
     app.command("send")(send.send)
     app.add_typer(grafana.app, name="grafana")
     app.command("schema")(about.schema)
