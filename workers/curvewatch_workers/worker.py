@@ -261,8 +261,7 @@ def _unused_by_loop(spec: JobSpec) -> list[str]:
         f"{part}.{name}"
         for part, values in parts.items()
         for name, field in sorted(type(values).model_fields.items())
-        if not field.is_required()
-        and getattr(values, name) != field.get_default(call_default_factory=True)
+        if not field.is_required() and getattr(values, name) != field.get_default(call_default_factory=True)
     ]
     return [name for name in changed if name not in used]
 
