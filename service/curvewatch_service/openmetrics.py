@@ -59,7 +59,8 @@ def document(found: Iterable[TimeSeries]) -> Iterator[bytes]:
 def seconds_text(milliseconds: int) -> str:
     """Return a time in seconds that Prometheus reads as this millisecond.
 
-    It takes the whole part of 1000 times the number, which for the nearest number may be the millisecond before (in 2038 and 2039, of our time).
+    It takes the whole part of 1000 times the number, which for the nearest number may be the millisecond before: so it
+    is for some of the years 2038 and 2039.
     """
     seconds = milliseconds / 1000
     while int(seconds * 1000) < milliseconds:
