@@ -220,7 +220,9 @@ def test_a_prometheus_with_a_window_for_what_is_old_takes_it(store: Store, tmp_p
             _same(_stored(prometheus, "old-2"), _expected(store, old))
 
 
-def test_a_service_that_is_killed_before_it_could_send_loses_no_epoch(tmp_path: Path) -> None:
+def test_a_service_that_is_killed_before_it_could_send_and_while_it_does_loses_no_epoch(
+    tmp_path: Path,
+) -> None:
     port, run_id = free_port(), "killed-1-abcdefgh"
     service = ServiceProcess(
         tmp_path,
@@ -240,11 +242,14 @@ def test_a_service_that_is_killed_before_it_could_send_loses_no_epoch(tmp_path: 
         with receiving(tmp_path / "prometheus", port=port) as prometheus:
             service.start()
             _post(service, run_id, token, records[50:])
+            # Once more, in the middle of its sending or just before or after it.
+            service.kill()
+            service.start()
             pending = "curvewatch_remote_write_pending_epochs"
             until(lambda: _metric(service, pending) == 0, "all are sent", seconds=30)
-            assert _metric(service, 'curvewatch_remote_write_epochs_total{outcome="refused"}') == 0
             assert service.terminate() == 0
             with closing(Store(database_url(service.data_dir))) as store:
+                assert all(event.reason != "history_refused" for event in store.events(run_id))
                 _same(_stored(prometheus, run_id), _expected(store, records))
     finally:
         service.destroy()

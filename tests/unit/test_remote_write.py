@@ -18,7 +18,7 @@ import cramjam
 import pytest
 
 from curvewatch_service import history_sink, outbox, server
-from curvewatch_service.errors import SettingsError
+from curvewatch_service.errors import BadRequestError, SettingsError
 from curvewatch_service.history_sink import LONGEST_PAUSE_SECONDS, SHORTEST_PAUSE_SECONDS, HistorySink
 from curvewatch_service.remote_write import Receiver, RefusedError, UndeliveredError, encode
 from curvewatch_service.samples import Sample
@@ -223,6 +223,23 @@ def test_an_answer_about_the_samples_is_final(status: int) -> None:
     assert not refused.value.passed
 
 
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        ("out of order sample", True),
+        ("series is not ordered (err-mimir-sample-out-of-order)", True),
+        ("out of bounds", False),
+        ("too old sample", False),
+        ("duplicate sample for timestamp", False),
+        ("", False),
+    ],
+)
+def test_only_out_of_order_says_that_the_receiver_has_a_later_sample(text: str, passed: bool) -> None:
+    with answering((400, text, {})) as told, pytest.raises(RefusedError) as refused:
+        Receiver(told.url).send(encode([]))
+    assert refused.value.passed is passed
+
+
 @pytest.mark.parametrize("status", [302, 401, 403, 404, 408, 429, 500, 502, 503])
 def test_an_answer_about_anything_else_is_not(status: int) -> None:
     with (
@@ -357,6 +374,13 @@ def test_an_epoch_waits_once_however_often_it_is_told_and_only_where_it_is_to_be
     _ingest(silent, 2)
     assert _pending(silent) == 0
     silent.close()
+
+
+def test_an_epoch_that_is_not_stored_does_not_wait_either(store: Store) -> None:
+    new_run(store)
+    with pytest.raises(BadRequestError):
+        store.ingest("digits-1", [epoch_message(1), epoch_message(2, run_id="other-1")])
+    assert (store.epochs("digits-1"), _pending(store)) == ([], 0)
 
 
 def test_without_what_it_needs_the_service_says_what_to_install(
