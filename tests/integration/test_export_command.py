@@ -205,6 +205,17 @@ def test_a_panel_over_time_draws_every_short_epoch(prometheus: Prometheus) -> No
     assert {value for _, value in points} == {float(epoch) for epoch in range(1, RESUMED_AFTER + 1)}
 
 
+@needs_prometheus
+@needs_promtool
+def test_epochs_that_are_longer_than_a_sample_is_shown_are_drawn_by_their_last_value(
+    prometheus: Prometheus,
+) -> None:
+    start = (LONG_AGO + timedelta(minutes=30)).timestamp()
+    query = 'last_over_time(curvewatch_history_epoch{run_id="broken-1"}[6h])'
+    (points,) = prometheus.drawn(query, start=start, end=start + 19 * 1800, step=600).values()
+    assert [value for _, value in points] == [1.0 + third // 3 for third in range(19 * 3 + 1)]
+
+
 def _losses(text: str, run_id: str) -> int:
     """How many train losses of a run a document has."""
     families = {family.name: family for family in parse(text)}  # type: ignore[no-untyped-call]

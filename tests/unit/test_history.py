@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -11,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvewatch_service.history import history_samples, with_times
+from curvewatch_service.history import history_samples, read_history, with_times
 from curvewatch_service.samples import end_millisecond
 from curvewatch_service.store import Store
-from curvewatch_workers.contract import EpochRecord
+from curvewatch_workers.contract import EpochFinished, EpochRecord
 from curvewatch_workers.series import HISTORY_PATH, TABLE
 from store_support import START, database_url, new_run, record, split
 
@@ -102,3 +103,23 @@ def test_no_two_epochs_have_one_time_and_none_is_put_back(ends: list[int]) -> No
     assert len(times) == len(records)
     for before, (time, one) in zip([-1, *times], timed, strict=False):
         assert time == max(end_millisecond(one), before + 1)
+
+
+def test_a_long_run_is_read_a_few_records_at_a_time(store: Store) -> None:
+    """In memory is what comes out, far less than the records."""
+    new_run(store)
+    epochs = range(1, 1501)
+    store.ingest("digits-1", [EpochFinished(record=record(epoch)) for epoch in epochs])
+    tracemalloc.start()
+    try:
+        records = store.epochs("digits-1")
+        _, whole = tracemalloc.get_traced_memory()
+        del records
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        found = read_history(store, "digits-1", cluster="lab")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(one.values) for one in found] == [len(epochs)] * 9
+    assert peak - before < whole / 4

@@ -25,7 +25,7 @@ _FORMATS = "--openmetrics, for `promtool tsdb create-blocks-from openmetrics`"
 def export(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Run ids, unique beginnings of ones, or `latest`."),
+        typer.Argument(metavar="RUN", help="Run ids, unique beginnings of ones, or `latest`."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Export every run that the service has.")] = False,
     openmetrics: Annotated[
