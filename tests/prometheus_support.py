@@ -24,6 +24,8 @@ needs_prometheus = pytest.mark.skipif(
 JOB = "curvewatch"
 _POLL_SECONDS = 0.2
 T = TypeVar("T")
+Point = tuple[int, float]
+"""Milliseconds since 1970, and the value."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +131,33 @@ def scraping(target: str, folder: Path) -> Iterator[Prometheus]:
 
 
 @contextmanager
-def prometheus_of(configuration: Mapping[str, object], folder: Path, *flags: str) -> Iterator[Prometheus]:
+def receiving(folder: Path, *, port: int, out_of_order: str = "0s") -> Iterator[Prometheus]:
+    """Start a Prometheus that scrapes nothing and takes remote writes at a port of loopback, then end it.
+
+    Args:
+        folder: Where its data is.
+        port: Where it listens.
+        out_of_order: How much older than its newest sample one may be; by default an hour, in order.
+    """
+    configuration = {"storage": {"tsdb": {"out_of_order_time_window": out_of_order}}}
+    with prometheus_of(configuration, folder, "--web.enable-remote-write-receiver", port=port) as prometheus:
+        yield prometheus
+
+
+def write_url(port: int) -> str:
+    """The address for remote writes of a Prometheus on loopback."""
+    return f"http://127.0.0.1:{port}/api/v1/write"
+
+
+@contextmanager
+def prometheus_of(
+    configuration: Mapping[str, object], folder: Path, *flags: str, port: int | None = None
+) -> Iterator[Prometheus]:
     """Start a Prometheus whose data are in `data` of a folder, then end it."""
     assert PROMETHEUS is not None
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(dict(configuration)))
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{port or free_port()}"
     command = [
         PROMETHEUS,
         f"--config.file={folder / 'prometheus.yaml'}",

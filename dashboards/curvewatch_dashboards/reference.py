@@ -26,9 +26,9 @@ between. A run leaves it when it leaves `/metrics`.
 """
 
 _HISTORY = """\
-`curvewatch export --openmetrics`, for the past: every epoch of a run, at the time at which it ended, to the millisecond
-(at the next free one where an earlier epoch has it). No scrape shows them; what a scrape shows has other names, so that
-no panel draws a run twice and no alert comes twice.
+`curvewatch export --openmetrics`, for the past, and `CURVEWATCH_REMOTE_WRITE_URL`, as it happens: every epoch of a
+run, at the time at which it ended, to the millisecond (at the next free one where an earlier epoch has it). No scrape
+shows them; what a scrape shows has other names, so that no panel draws a run twice and no alert comes twice.
 """
 
 

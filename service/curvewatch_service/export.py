@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from typing import NamedTuple
 
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
@@ -16,6 +15,7 @@ from curvewatch_service import replays
 from curvewatch_service.counters import Counters
 from curvewatch_service.pace import epoch_wait_limit
 from curvewatch_service.runs import RunState
+from curvewatch_service.samples import Sample
 from curvewatch_service.scrape import Scrape, ScrapedRun, scraping
 from curvewatch_service.settings import Settings
 from curvewatch_service.store import Run, Store
@@ -46,14 +46,6 @@ _BY_DIAGNOSIS: dict[str, tuple[Series, dict[str, str]]] = {
 _logger = logging.getLogger(__name__)
 
 
-class Sample(NamedTuple):
-    """One value of a series."""
-
-    series: Series
-    value: float
-    labels: Mapping[str, str]
-
-
 def utc_now() -> datetime:
     """Return the time."""
     return datetime.now(UTC)
@@ -79,6 +71,7 @@ class RunCollector(Collector):
             counters, since = self._store.counters, self._clock() - self._linger
             samples = list(exported(scrape, counters, since, self._run_samples))
             samples += _run_counts(scrape)
+            samples.append(Sample(series.REMOTE_WRITE_PENDING, scrape.pending_epochs(), {}))
         samples += _counts(counters)
         samples.append(Sample(series.BUILD_INFO, 1, {"version": version("curvewatch")}))
         samples.append(Sample(series.COLLECTOR_DURATION, time.perf_counter() - started, {}))
@@ -126,7 +119,15 @@ def _counts(counters: Counters) -> Iterator[Sample]:
         yield Sample(
             series.ALERTS_RECEIVED, counters.value(series.ALERTS_RECEIVED, status), {"status": status}
         )
-    for counted in (series.INGEST_ERRORS, series.RECONCILE_ERRORS, series.COLLECTOR_ERRORS):
+    for outcome in ("sent", "refused"):
+        epochs = counters.value(series.REMOTE_WRITE_EPOCHS, outcome)
+        yield Sample(series.REMOTE_WRITE_EPOCHS, epochs, {"outcome": outcome})
+    for counted in (
+        series.INGEST_ERRORS,
+        series.RECONCILE_ERRORS,
+        series.COLLECTOR_ERRORS,
+        series.REMOTE_WRITE_FAILURES,
+    ):
         yield Sample(counted, counters.value(counted), {})
 
 

@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from curvewatch_service.export import Sample, exported, families, utc_now
+from curvewatch_service.export import exported, families, utc_now
+from curvewatch_service.samples import Sample
 from curvewatch_service.scrape import Scrape, scraping
 from curvewatch_service.settings import Settings
 from curvewatch_service.store import Run, Store

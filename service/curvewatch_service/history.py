@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 
-from curvewatch_service.export import Sample
 from curvewatch_service.openmetrics import TimeSeries
+from curvewatch_service.samples import Sample, end_millisecond
 from curvewatch_service.scrape import scraping
 from curvewatch_service.store import Store
 from curvewatch_service.stored import Run
 from curvewatch_workers import series
 from curvewatch_workers.contract import SPLITS, EpochRecord
 from curvewatch_workers.series import TABLE
-
-_UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
 
 
 def history_samples(run: Run, record: EpochRecord, *, cluster: str) -> list[Sample]:
@@ -41,11 +37,6 @@ def history_samples(run: Run, record: EpochRecord, *, cluster: str) -> list[Samp
     )
     samples += (Sample(one, float(value), identity) for one, value in numbers if value is not None)
     return samples
-
-
-def end_millisecond(record: EpochRecord) -> int:
-    """Return the Unix time in whole milliseconds at which an epoch ended: what Prometheus keeps of a time."""
-    return (record.finished_at - _UNIX_EPOCH) // _MILLISECOND
 
 
 def with_times(records: Iterable[EpochRecord]) -> Iterator[tuple[int, EpochRecord]]:

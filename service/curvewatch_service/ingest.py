@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from curvewatch_service import replays
+from curvewatch_service import outbox, replays
 from curvewatch_service.curves import describe_curve, describe_savings, finite, read_further
 from curvewatch_service.errors import BadRequestError
 from curvewatch_service.pace import SLOWNESS_EPOCHS, rank_slowness
@@ -40,9 +40,10 @@ _logger = logging.getLogger(__name__)
 class Ingestion:
     """Takes messages for one run, inside one transaction that holds the run."""
 
-    def __init__(self, session: Session, row: RunRow) -> None:
+    def __init__(self, session: Session, row: RunRow, *, to_outbox: bool = False) -> None:
         self._session = session
         self._row = row
+        self._to_outbox = to_outbox
         self._new: list[EpochRecord] = []
         self.raised_attempt = False
         """Whether a message told of a higher attempt than any before, of the job's present start."""
@@ -143,6 +144,8 @@ class Ingestion:
         self._compare_replays(record)
         self._new.append(record)
         self._session.flush()
+        if self._to_outbox:
+            outbox.add(self._session, self._row, record)
         return True
 
     def _compare_replays(self, record: EpochRecord) -> None:

@@ -21,7 +21,7 @@ from curvewatch_service.rows import (
 from curvewatch_service.runs import RunState
 from curvewatch_service.store import Store
 from curvewatch_service.stored import Run, Snapshot, run_from
-from curvewatch_service.tables import EpochRow, EventRow, RunRow
+from curvewatch_service.tables import EpochRow, EventRow, OutboxRow, RunRow
 from curvewatch_workers.contract import EpochRecord
 
 _EPOCHS = 200
@@ -59,6 +59,10 @@ class Scrape:
     def count(self) -> dict[RunState, int]:
         """Return the number of runs in each state, 0 included."""
         return count_states(self._session)
+
+    def pending_epochs(self) -> int:
+        """Return the number of epochs in the outbox."""
+        return self._session.scalar(select(func.count()).select_from(OutboxRow)) or 0
 
     def run(self, run_id: str) -> ScrapedRun:
         """Return a run."""

@@ -32,6 +32,8 @@ from curvewatch_service.store import Store
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from curvewatch_service.history_sink import HistorySink
+
 logger = logging.getLogger(__name__)
 
 RAY_CHECK_SECONDS = 2.0
@@ -40,6 +42,8 @@ RAY_RETRY_SECONDS = 15.0
 """Pause after a start of it that failed."""
 HTTP_CLOSE_SECONDS = 5
 """How long requests may take to finish when the service ends."""
+LAST_WRITE_SECONDS = 5.0
+"""How long the last epochs may take to be written to the remote-write receiver when it ends."""
 
 
 def serve(settings: Settings) -> None:
@@ -54,14 +58,15 @@ def serve(settings: Settings) -> None:
     with _alone_in(settings), _listening(settings) as listener, contextlib.ExitStack() as stack:
         store = _open_store(settings)
         stack.callback(store.close)
-        _Server(settings, store).run(listener)
+        _Server(settings, store, _open_sink(settings, store)).run(listener)
 
 
 class _Server:
-    """The threads of the service: HTTP, the reconciler, and the keeper of its own Ray if it has one."""
+    """The threads of the service: HTTP, the reconciler, and if it has them the keeper of its own Ray and the sink."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, sink: HistorySink | None) -> None:
         self._settings = settings
+        self._sink = sink
         self._ray = EmbeddedRay(settings.data_dir) if settings.embedded else None
         self._cluster = cluster = RayCluster.at(settings, _endpoint_of(settings, self._ray))
         self._reconciler = Reconciler(store, cluster, settings)
@@ -92,10 +97,15 @@ class _Server:
             if self._keeper is not None:
                 self._keeper.start()
             self._loop.start()
+            if self._sink is not None:
+                self._sink.start()
             logger.info("Curvewatch is at %s", local_url(self._settings), extra={"action": "service_started"})
             self._end.wait()
             self._shut_down()
             http.stop()
+            if self._sink is not None:
+                # After whatever could bring an epoch.
+                self._sink.stop(seconds=LAST_WRITE_SECONDS)
             self._cluster.close()
         if http.failed:
             raise ServiceError("the HTTP server ended by itself; the log above says why")
@@ -259,7 +269,7 @@ def _open_store(settings: Settings) -> Store:
         SettingsError: The database cannot be opened. The URL is not repeated: it may hold a password.
     """
     try:
-        return Store(settings.database_url)
+        return Store(settings.database_url, to_outbox=settings.remote_write_url is not None)
     # A port that is no number is a ValueError, a driver that is not installed an ImportError.
     except (OSError, SQLAlchemyError, ImportError, ValueError) as error:
         raise SettingsError(
@@ -267,6 +277,34 @@ def _open_store(settings: Settings) -> Store:
             "sqlite:////var/lib/curvewatch/curvewatch.db of a file that this user may write, or leave the "
             "setting away for a file in the data folder"
         ) from error
+
+
+def _open_sink(settings: Settings, store: Store) -> HistorySink | None:
+    """Return what writes each epoch to the remote-write receiver; None when there is none.
+
+    Raises:
+        SettingsError: What remote write needs is not installed, or the file of its token cannot be read.
+    """
+    url, token_path = settings.remote_write_url, settings.remote_write_token_path
+    if url is None:
+        return None
+    try:
+        from curvewatch_service.history_sink import HistorySink
+        from curvewatch_service.remote_write import Receiver
+    except ImportError as error:
+        raise SettingsError(
+            f"CURVEWATCH_REMOTE_WRITE_URL needs the package {error.name}, which is not installed; run "
+            "pip install 'curvewatch[remote-write]', or leave the setting away"
+        ) from error
+    try:
+        if token_path is not None:
+            token_path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"the token file {token_path} of CURVEWATCH_REMOTE_WRITE_TOKEN_PATH cannot be read "
+            f"({getattr(error, 'strerror', None) or error}); give a file that this user may read"
+        ) from error
+    return HistorySink(store, Receiver(url, token_path=token_path), cluster=settings.cluster_name)
 
 
 def _why(error: Exception) -> str:

@@ -79,6 +79,10 @@ class Settings(BaseSettings):
     """Pause between two looks at the cluster."""
     shutdown_grace_seconds: float = Field(default=30, ge=0)
     """How long runs may take to write a checkpoint when the service stops."""
+    remote_write_url: HttpUrl | None = None
+    """Where each epoch is written at its own time, such as `http://prometheus:9090/api/v1/write`; none for nowhere."""
+    remote_write_token_path: AbsolutePath | None = None
+    """File of the bearer token for it, read again for each request."""
     cluster_max_cpus: float | None = Field(default=None, gt=0)
     """Most CPUs that the cluster can grow to; none takes what it has now."""
     cluster_max_gpus: float | None = Field(default=None, ge=0)

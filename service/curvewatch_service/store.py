@@ -47,13 +47,16 @@ _SETTABLE = frozenset({"world_size", "outcome_reason", "traceback", "checkpoint"
 class Store:
     """Runs in a database. Every method is one transaction; threads may share the store."""
 
-    def __init__(self, url: str, *, counters: Counters | None = None) -> None:
+    def __init__(self, url: str, *, counters: Counters | None = None, to_outbox: bool = False) -> None:
         """Open the database and bring it to the newest schema.
+
+        With `to_outbox`, each new epoch waits in the outbox for remote write as well.
 
         Raises:
             DatabaseVersionError: It was written by a newer Curvewatch.
         """
         self.counters = counters or Counters()
+        self._to_outbox = to_outbox
         self._heard: dict[str, datetime] = {}
         self._engine = open_database(url)
 
@@ -271,7 +274,7 @@ class Store:
         """
         with self.write() as session:
             row = lock_run(session, run_id)
-            ingestion = Ingestion(session, row)
+            ingestion = Ingestion(session, row, to_outbox=self._to_outbox)
             new = ingestion.take(messages)
             if ingestion.raised_attempt and row.state in (RunState.STARTING.label, RunState.RESTARTING.label):
                 reason = f"attempt {row.attempt} trains on {row.world_size} workers"

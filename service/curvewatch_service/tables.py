@@ -12,6 +12,7 @@ from sqlalchemy import (
     Dialect,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -91,6 +92,8 @@ class RunRow(Base):
     checkpoint: Mapped[str | None] = mapped_column(Text)
     best_checkpoint: Mapped[str | None] = mapped_column(Text)
     diagnosis: Mapped[dict[str, Any] | None]
+    sent_until_millisecond: Mapped[int | None]
+    """Latest time that was given to an epoch of it in the outbox; milliseconds since 1970."""
     version: Mapped[int] = mapped_column()
 
     # An UPDATE of a row that somebody else changed meanwhile fails instead of overwriting it.
@@ -133,6 +136,28 @@ class EpochRow(Base):
     validation_nonfinite_samples: Mapped[int]
     worker_seconds: Mapped[float]
     record: Mapped[str] = mapped_column(Text)
+
+
+class OutboxRow(Base):
+    """One epoch that the remote-write receiver has not taken yet. Of a run they are in the order of their times."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["run_id", "epoch", "attempt"],
+            [EpochRow.run_id, EpochRow.epoch, EpochRow.attempt],
+            ondelete="CASCADE",
+        ),
+        UniqueConstraint("run_id", "epoch", "attempt"),
+    )
+
+    # SQLite numbers rows by itself only in a plain INTEGER.
+    outbox_id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    run_id: Mapped[str]
+    epoch: Mapped[int]
+    attempt: Mapped[int]
+    millisecond: Mapped[int]
+    """Time of its samples, in milliseconds since 1970."""
 
 
 class EventRow(Base):

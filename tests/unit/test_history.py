@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curvewatch_service.history import end_millisecond, history_samples, read_history, with_times
+from curvewatch_service.history import history_samples, read_history, with_times
+from curvewatch_service.samples import end_millisecond
 from curvewatch_service.store import Store
 from curvewatch_workers.contract import EpochFinished, EpochRecord
 from curvewatch_workers.series import HISTORY_PATH, TABLE

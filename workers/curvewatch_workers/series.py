@@ -340,6 +340,25 @@ ALERTS_RECEIVED = _series(
     "status",
     unit="short",
 )
+REMOTE_WRITE_PENDING = _series(
+    "curvewatch_remote_write_pending_epochs",
+    _GAUGE,
+    "Epochs that the remote-write receiver has not taken yet; 0 where nothing is written to one.",
+    unit="short",
+)
+REMOTE_WRITE_EPOCHS = _series(
+    "curvewatch_remote_write_epochs_total",
+    _COUNTER,
+    "Epochs that the remote-write receiver took (sent) or will never take (refused).",
+    "outcome",
+    unit="short",
+)
+REMOTE_WRITE_FAILURES = _series(
+    "curvewatch_remote_write_failures_total",
+    _COUNTER,
+    "Remote writes that failed and are tried again.",
+    unit="short",
+)
 HTTP_REQUESTS = _series(
     "curvewatch_http_requests_total",
     _COUNTER,
