@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from curvewatch_dashboards.alertmanager import alertmanager_file
+from curvewatch_dashboards.compare_dashboard import compare_dashboard
+from curvewatch_dashboards.fleet_dashboard import fleet_dashboard
+from curvewatch_dashboards.grafana import JSONEncoder
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.prometheus import prometheus_config
 from curvewatch_dashboards.provisioning import dashboards_file, datasources_file
 from curvewatch_dashboards.reference import series_reference
 from curvewatch_dashboards.rules import rule_groups
-from curvewatch_dashboards.run_dashboard import run_dashboard_json
+from curvewatch_dashboards.run_dashboard import run_dashboard
 from curvewatch_dashboards.yaml_text import yaml_file
 
 ROOT = Path(__file__).parents[2]
 """Root of the source tree: the manifests and the documents are not part of the installed package."""
+
+DASHBOARDS = {"run": run_dashboard, "compare": compare_dashboard, "fleet": fleet_dashboard}
+"""What builds each dashboard, by the name of its file."""
 
 
 def outputs(knobs: Knobs) -> dict[str, str]:
@@ -36,19 +43,22 @@ def outputs(knobs: Knobs) -> dict[str, str]:
             "spec": groups,
         }
     )
-    dashboard = run_dashboard_json(knobs)
+    dashboards = {
+        name: json.dumps(build(knobs), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+        for name, build in DASHBOARDS.items()
+    }
     built = "dashboards/curvewatch_dashboards/built"
     return {
         f"{built}/rules.yaml": yaml_file(groups),
         f"{built}/prometheusrule.yaml": manifest,
         f"{built}/prometheus.yaml": yaml_file(prometheus_config(knobs)),
         f"{built}/alertmanager.yaml": alertmanager_file(knobs),
-        f"{built}/run.json": dashboard,
+        **{f"{built}/{name}.json": content for name, content in dashboards.items()},
         "dashboards/provisioning/datasources/curvewatch.yaml": yaml_file(datasources_file(knobs)),
         "dashboards/provisioning/dashboards/curvewatch.yaml": yaml_file(dashboards_file(knobs)),
         # kustomize reads nothing outside its own folder.
         "k8s/base/prometheusrule.yaml": manifest,
-        "k8s/base/curvewatch-run.json": dashboard,
+        **{f"k8s/base/curvewatch-{name}.json": content for name, content in dashboards.items()},
         "docs/metrics.md": series_reference(),
     }
 

@@ -46,12 +46,14 @@ class Knobs:
     """Regular expression of the names of the scrape jobs of the service."""
     runbook: str = "docs/runbook.md"
     """Where the runbook is published; put the full address here when it has one."""
-    dashboard_uid: str = "curvewatch-run"
-    """Fixed identity of the dashboard, so that links survive a rebuild."""
+    run_dashboard_uid: str = "curvewatch-run"
+    """Fixed identity of a dashboard, so that links survive a rebuild."""
+    compare_dashboard_uid: str = "curvewatch-compare"
+    fleet_dashboard_uid: str = "curvewatch-fleet"
     dashboard_refresh: str = "10s"
     """How often an open dashboard asks again."""
     dashboard_from: str = "now-3h"
-    """First moment that the dashboard shows when it is opened."""
+    """First moment that a dashboard shows when it is opened."""
     rule_labels: tuple[tuple[str, str], ...] = (
         ("app.kubernetes.io/name", "curvewatch"),
         ("release", "prometheus"),

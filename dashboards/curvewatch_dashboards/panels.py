@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from curvewatch_dashboards.grafana import (
     Builder,
     Dataquery,
+    PromQueryFormat,
+    bargauge,
     builders,
     common,
     common_builders,
@@ -15,16 +17,22 @@ from curvewatch_dashboards.grafana import (
     prometheus,
     stat,
     statetimeline,
+    table,
     timeseries,
+    trend,
     units,
 )
+from curvewatch_dashboards.transformations import Transformations, matrix
+from curvewatch_dashboards.words import Word
 
 DATASOURCE = common.DataSourceRef(type_val="prometheus", uid="${datasource}")
 """The datasource that the person has chosen on the dashboard."""
 
 GRID_WIDTH = 24
 
-PanelBuilder = timeseries.Panel | stat.Panel | statetimeline.Panel
+PanelBuilder = (
+    timeseries.Panel | stat.Panel | statetimeline.Panel | trend.Panel | table.Panel | bargauge.Panel
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,34 +41,102 @@ class Query:
 
     expr: str
     legend: str
+    """Template of labels; empty in a table, which has them as columns."""
+    instant: bool = False
+    """Ask for the latest values only, as a table; else for the whole time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Word:
-    """What a number stands for on a panel that shows words."""
+class Column:
+    """How a column of a table is shown, where it is not shown as it is."""
 
-    text: str
-    color: str
+    title: str
+    unit: str = ""
+    words: Mapping[int, Word] | None = None
+    link: str = ""
+    """Address that a click on a value opens."""
+    link_title: str = ""
 
 
 def curves(title: str, description: str, *queries: Query, unit: str = units.NoUnit) -> timeseries.Panel:
     """Return a panel of lines over time. Points stay apart where no epoch was seen."""
-    legend = (
-        common_builders.VizLegendOptions()
-        .display_mode(common.LegendDisplayMode.TABLE)
-        .placement(common.LegendPlacement.BOTTOM)
-        .show_legend(True)
-        .calcs(["lastNotNull", "min", "max"])
-    )
-    tooltip = common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
     panel = timeseries.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE)
     return (
         panel.targets(_targets(queries))
-        .legend(legend)
-        .tooltip(tooltip.sort(common.SortOrder.NONE))
+        .legend(_legend())
+        .tooltip(_tooltip())
         .line_width(2)
         .fill_opacity(0)
         .show_points(common.VisibilityMode.AUTO)
+    )
+
+
+def by_epoch(title: str, description: str, expr: str, line: str, *, unit: str = units.NoUnit) -> trend.Panel:
+    """Return a panel of lines over epochs.
+
+    Args:
+        title: Of the panel.
+        description: Of the panel.
+        expr: Query on the curves by epoch; it leaves the labels `epoch` and `line`.
+        line: Label whose values name the lines.
+        unit: Of the values.
+    """
+    steps, x = matrix("epoch", line)
+    panel = trend.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE)
+    return (
+        panel.targets(_targets([Query(expr=expr, legend="", instant=True)]))
+        .transformations(list(steps))
+        .x_field(x)
+        .legend(_legend())
+        .tooltip(_tooltip())
+        .line_width(2)
+        .fill_opacity(0)
+        # Of a long curve not every epoch is there, and lines go on between two of them.
+        .span_nulls(True)
+        .show_points(common.VisibilityMode.AUTO)
+    )
+
+
+def stacked(panel: timeseries.Panel) -> timeseries.Panel:
+    """Lay the lines of a panel on one another."""
+    stacking = common_builders.StackingConfig().mode(common.StackingMode.NORMAL).group("A")
+    return panel.stacking(stacking).fill_opacity(40)
+
+
+def rows(
+    title: str,
+    description: str,
+    columns: Mapping[str, Column],
+    steps: Transformations,
+    *queries: Query,
+) -> table.Panel:
+    """Return a table.
+
+    Args:
+        title: Of the panel.
+        description: Of the panel.
+        columns: How columns are shown, by the name that `steps` leaves.
+        steps: What makes one table of the answers.
+        queries: Asked for their latest values.
+    """
+    panel = table.Panel().title(title).description(description).unit(units.NoUnit).datasource(DATASOURCE)
+    panel = panel.targets(_targets([replace(query, instant=True) for query in queries]))
+    for name, column in columns.items():
+        panel = panel.override_by_name(name, _column(column))
+    return panel.transformations(list(steps))
+
+
+def bars(title: str, description: str, *queries: Query, unit: str = units.Short) -> bargauge.Panel:
+    """Return a panel of one bar for each of the latest values."""
+    reduce = common_builders.ReduceDataOptions().calcs(["lastNotNull"])
+    panel = bargauge.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE)
+    return (
+        panel.targets(_targets(queries))
+        .reduce_options(reduce)
+        .orientation(common.VizOrientation.HORIZONTAL)
+        .display_mode(common.BarGaugeDisplayMode.BASIC)
+        .min(0)
+        .color_scheme(builders.FieldColor().mode(models.FieldColorModeId.PALETTE_CLASSIC))
     )
 
 
@@ -85,13 +161,16 @@ def number(
     *queries: Query,
     unit: str = units.Short,
     words: Mapping[int, Word] | None = None,
+    names_only: bool = False,
 ) -> stat.Panel:
-    """Return a panel of the latest values, as numbers or as the words that they stand for."""
+    """Return a panel of the latest values, as numbers, as the words that they stand for, or as their legends."""
     reduce = common_builders.ReduceDataOptions().calcs(["lastNotNull"])
     colored = common.BigValueColorMode.BACKGROUND if words else common.BigValueColorMode.NONE
     text = (
         common.BigValueTextMode.VALUE_AND_NAME if len(queries) > 1 or words else common.BigValueTextMode.VALUE
     )
+    if names_only:
+        text = common.BigValueTextMode.NAME
     panel = stat.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE)
     return (
         panel.targets(_targets(queries))
@@ -103,14 +182,14 @@ def number(
     )
 
 
-def timeline(title: str, description: str, query: Query, words: Sequence[Word]) -> statetimeline.Panel:
-    """Return a band that changes its colour and its word; value i of the query stands for word i."""
+def timeline(title: str, description: str, query: Query, words: Mapping[int, Word]) -> statetimeline.Panel:
+    """Return bands that change their color and their word, which stands for the value."""
     panel = (
         statetimeline.Panel().title(title).description(description).unit(units.NoUnit).datasource(DATASOURCE)
     )
     return (
         panel.targets(_targets([query]))
-        .mappings(_mappings(dict(enumerate(words))))
+        .mappings(_mappings(words))
         .show_value(common.VisibilityMode.AUTO)
         .merge_values(True)
         .row_height(0.9)
@@ -155,16 +234,44 @@ class Grid:
 
 
 def _targets(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
+    return [_target(query, chr(ord("A") + index)) for index, query in enumerate(queries)]
+
+
+def _target(query: Query, reference: str) -> prometheus.Dataquery:
+    target = prometheus.Dataquery().expr(query.expr).ref_id(reference).datasource(DATASOURCE)
+    if query.instant:
+        return target.instant().format(PromQueryFormat.TABLE)
     # Range queries also where one number is shown: a run that has left /metrics still has its last value.
-    return [
-        prometheus.Dataquery()
-        .expr(query.expr)
-        .legend_format(query.legend)
-        .ref_id(chr(ord("A") + index))
-        .datasource(DATASOURCE)
-        .range()
-        for index, query in enumerate(queries)
-    ]
+    return target.legend_format(query.legend).range()
+
+
+def _legend() -> common_builders.VizLegendOptions:
+    return (
+        common_builders.VizLegendOptions()
+        .display_mode(common.LegendDisplayMode.TABLE)
+        .placement(common.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs(["lastNotNull", "min", "max"])
+    )
+
+
+def _tooltip() -> common_builders.VizTooltipOptions:
+    tooltip = common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
+    return tooltip.sort(common.SortOrder.NONE)
+
+
+def _column(column: Column) -> list[models.DynamicConfigValue]:
+    found = [models.DynamicConfigValue(id_val="displayName", value=column.title)]
+    if column.unit:
+        found.append(models.DynamicConfigValue(id_val="unit", value=column.unit))
+    if column.words:
+        found.append(models.DynamicConfigValue(id_val="mappings", value=_mappings(column.words)))
+        cell = {"type": "color-text"}
+        found.append(models.DynamicConfigValue(id_val="custom.cellOptions", value=cell))
+    if column.link:
+        link = {"title": column.link_title, "url": column.link, "targetBlank": False}
+        found.append(models.DynamicConfigValue(id_val="links", value=[link]))
+    return found
 
 
 def _mappings(words: Mapping[int, Word]) -> list[models.ValueMapping]:

@@ -2,116 +2,87 @@
 
 from __future__ import annotations
 
-import json
-
-from curvewatch_dashboards.grafana import JSONEncoder, builders, models, units
+from curvewatch_dashboards import foreign
+from curvewatch_dashboards.annotations import run_annotations
+from curvewatch_dashboards.grafana import builders, models, timeseries, units
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.panels import (
-    DATASOURCE,
     Grid,
     Query,
-    Word,
+    by_epoch,
     curves,
     number,
+    rows,
     steps,
     timeline,
     zero_line,
 )
 from curvewatch_dashboards.promql import select
+from curvewatch_dashboards.run_table import PAGE
+from curvewatch_dashboards.transformations import arranged, only
+from curvewatch_dashboards.variables import CHOSEN, choice, dashboard
+from curvewatch_dashboards.words import EXACT, FIRING, STATES, VERDICTS, numbered, word_of
 from curvewatch_workers import series
 from curvewatch_workers.series import Series
 
-VERDICTS: dict[str, Word] = {
-    "too_early": Word(text="too early", color="text"),
-    "good_fit": Word(text="good fit", color="green"),
-    "slow_convergence": Word(text="slow convergence", color="light-blue"),
-    "plateau": Word(text="plateau", color="blue"),
-    "underfitting": Word(text="underfitting", color="purple"),
-    "unstable": Word(text="unstable", color="yellow"),
-    "overconfident": Word(text="overconfident", color="light-orange"),
-    "overfitting": Word(text="overfitting", color="orange"),
-    "diverging": Word(text="diverging", color="red"),
-    "not_finite": Word(text="not finite", color="dark-red"),
-}
-"""Every verdict of the diagnosis, in order of concern."""
-
-STATES: dict[str, Word] = {
-    "QUEUED": Word(text="queued", color="text"),
-    "STARTING": Word(text="starting", color="light-blue"),
-    "RUNNING": Word(text="running", color="blue"),
-    "RESTARTING": Word(text="restarting", color="yellow"),
-    "STOPPING": Word(text="stopping", color="light-orange"),
-    "STOPPED": Word(text="stopped", color="orange"),
-    "SUCCEEDED": Word(text="succeeded", color="green"),
-    "FAILED": Word(text="failed", color="red"),
-    "LOST": Word(text="lost", color="dark-red"),
-}
-"""Every state of a run."""
-
 _RUN = {"run_id": "$run_id"}
-_EXACT = {1: Word(text="exact", color="green"), 0: Word(text="NOT exact", color="red")}
-
-
-def run_dashboard_json(knobs: Knobs) -> str:
-    """Return the dashboard as Grafana imports it."""
-    return json.dumps(run_dashboard(knobs), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+_MACHINES = {"Hostname": "=~$Hostname"}
 
 
 def run_dashboard(knobs: Knobs) -> models.Dashboard:
     """Build the dashboard of one run."""
-    dashboard = (
-        builders.Dashboard("Curvewatch / Run")
-        .uid(knobs.dashboard_uid)
-        .description("One training run: its curves, what they mean, and how it is getting on.")
-        .tags(["curvewatch"])
-        .readonly()
-        .timezone("browser")
-        .refresh(knobs.dashboard_refresh)
-        .time(knobs.dashboard_from, "now")
-        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+    begun = dashboard(
+        knobs,
+        knobs.run_dashboard_uid,
+        "Curvewatch / Run",
+        "One training run: its curves, what they mean, and how it is getting on.",
     )
-    _add_variables(dashboard)
-    grid = Grid(dashboard)
+    _add_variables(begun)
+    for annotation in run_annotations(_RUN):
+        begun.annotation(annotation)
+    grid = Grid(begun)
     _add_progress(grid)
     _add_curves(grid)
-    _add_learning(grid)
-    _add_work(grid)
-    return dashboard.build()
+    _add_curves_over_time(grid)
+    _add_optimizer(grid)
+    _add_workers(grid)
+    _add_gpus(grid)
+    return begun.build()
 
 
-def _add_variables(dashboard: builders.Dashboard) -> None:
-    datasource = builders.DatasourceVariable("datasource").label("Data source").type("prometheus")
-    dashboard.with_variable(datasource.description("Prometheus that scrapes the service."))
+def _add_variables(begun: builders.Dashboard) -> None:
     info = series.RUN_INFO
-    in_cluster = select(info, cluster="$cluster")
-    for name, label, query in (
-        ("cluster", "Cluster", f"label_values({select(info)}, cluster)"),
-        ("run", "Run", f"label_values({in_cluster}, run)"),
-        ("run_id", "Run id", f"label_values({select(info, cluster='$cluster', run='$run')}, run_id)"),
+    of_owner = {"cluster": "$cluster", "owner": CHOSEN["owner"]}
+    for variable in (
+        choice("cluster", "Cluster", info, several=False),
+        choice("owner", "Owner", info, several=True, cluster="$cluster"),
+        choice("run", "Run", info, several=False, **of_owner),
+        choice("run_id", "Run id", info, several=False, **of_owner, run="$run"),
+        choice("Hostname", "GPU machines", foreign.GPU_UTILIZATION, several=True),
     ):
-        dashboard.with_variable(_query_variable(name, label, query))
-
-
-def _query_variable(name: str, label: str, query: str) -> builders.QueryVariable:
-    return (
-        builders.QueryVariable(name)
-        .label(label)
-        .query(query)
-        .definition(query)
-        .datasource(DATASOURCE)
-        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
-        .sort(
-            models.VariableSort.ALPHABETICAL_DESC
-            if name == "run_id"
-            else models.VariableSort.ALPHABETICAL_ASC
-        )
-        .include_all(False)
-        .multi(False)
-    )
+        begun.with_variable(variable)
 
 
 def _add_progress(grid: Grid) -> None:
     grid.heading("Progress")
+    facts = {
+        "run": "Run",
+        "run_id": "Run id",
+        "owner": "Owner",
+        "cluster": "Cluster",
+        "task": "Task",
+        "page": "Page",
+    }
+    grid.row(
+        3,
+        rows(
+            "Facts",
+            "What run this is; its page has its job, its events and its receipt.",
+            {"Page": PAGE},
+            (*only(tuple(facts)), *arranged(facts)),
+            Query(expr=select(series.RUN_INFO, **_RUN), legend=""),
+        ),
+    )
     grid.row(
         4,
         number(
@@ -139,9 +110,9 @@ def _add_progress(grid: Grid) -> None:
         ),
         number(
             "Receipt",
-            "Whether each sample was counted exactly once in the latest epoch.",
+            "Whether each sample was counted exactly once in the latest epoch; empty for the means of a framework.",
             _query(series.RECEIPT_EXACT, "{{split}}"),
-            words=_EXACT,
+            words=EXACT,
         ),
         number(
             "Worker restarts",
@@ -154,28 +125,57 @@ def _add_progress(grid: Grid) -> None:
         timeline(
             "Verdict",
             "What the diagnosis said of the curve at each moment.",
-            _word_query(series.VERDICT, "verdict", VERDICTS),
-            tuple(VERDICTS.values()),
+            Query(expr=word_of(series.VERDICT, "verdict", VERDICTS, **_RUN), legend="verdict"),
+            numbered(VERDICTS),
         ),
         timeline(
             "State",
             "State of the run at each moment.",
-            _word_query(series.RUN_STATE, "state", STATES),
-            tuple(STATES.values()),
+            Query(expr=word_of(series.RUN_STATE, "state", STATES, **_RUN), legend="state"),
+            numbered(STATES),
+        ),
+        timeline(
+            "Alerts",
+            "Alerts on the run that were firing; empty while there is none. The runbook has an entry for each.",
+            Query(
+                expr=select(foreign.ALERTS, **_RUN, alertstate="firing"),
+                legend="{{alertname}} ({{severity}})",
+            ),
+            FIRING,
         ),
     )
 
 
 def _add_curves(grid: Grid) -> None:
-    grid.heading("Curves")
-    best = _query(series.BEST_VALIDATION_LOSS, "best validation")
+    grid.heading("Curves by epoch")
+    loss, metric = select(series.EPOCH_LOSS, **_RUN), select(series.EPOCH_METRIC, **_RUN)
+    of_metric = f"max by (split, metric, epoch) ({metric})"
+    grid.row(
+        11,
+        by_epoch(
+            "Loss by epoch",
+            "Global mean loss of each split, every sample counted once; of a long curve at most 100 epochs.",
+            f"max by (split, epoch) ({loss})",
+            "split",
+        ),
+        by_epoch(
+            "Metrics by epoch",
+            "Global metrics of each split; accuracy and the like are ratios from 0 to 1.",
+            f'label_join({of_metric}, "line", " ", "split", "metric")',
+            "line",
+        ),
+    )
+
+
+def _add_curves_over_time(grid: Grid) -> None:
+    grid.heading("Curves over time")
     grid.row(
         10,
         curves(
             "Loss",
             "Global mean loss of each split at its latest epoch, every sample counted once.",
             _query(series.LOSS, "{{split}}"),
-            best,
+            _query(series.BEST_VALIDATION_LOSS, "best validation"),
         ),
         curves(
             "Metrics",
@@ -196,8 +196,8 @@ def _add_curves(grid: Grid) -> None:
     grid.row(8, zero_line(gap), zero_line(slopes))
 
 
-def _add_learning(grid: Grid) -> None:
-    grid.heading("Optimiser")
+def _add_optimizer(grid: Grid) -> None:
+    grid.heading("Optimizer")
     grid.row(
         8,
         curves(
@@ -210,10 +210,15 @@ def _add_learning(grid: Grid) -> None:
             "L2 norm of the global gradient at the last step of the latest epoch, before clipping.",
             _query(series.GRADIENT_NORM, "gradient norm"),
         ),
+        steps(
+            "Samples whose loss was not finite",
+            "Samples with a loss of NaN or infinity, over all epochs so far.",
+            _query(series.NONFINITE_SAMPLES, "{{split}}"),
+        ),
     )
 
 
-def _add_work(grid: Grid) -> None:
+def _add_workers(grid: Grid) -> None:
     grid.heading("Workers")
     grid.row(
         8,
@@ -229,14 +234,20 @@ def _add_work(grid: Grid) -> None:
             _query(series.RANK_EPOCH_SECONDS, "rank {{rank}}"),
             unit=units.Seconds,
         ),
+        curves(
+            "Slowness of each rank",
+            "Time for a sample of its validation passes, by that of the median rank; empty while too little was "
+            "measured to tell.",
+            _query(series.RANK_SLOWNESS, "rank {{rank}}"),
+        ),
+    )
+    grid.row(
+        8,
         steps(
             "Samples of each rank",
             "Train samples of each rank in the latest epoch.",
             _query(series.SHARD_SAMPLES, "rank {{rank}}"),
         ),
-    )
-    grid.row(
-        8,
         steps(
             "World size and restarts",
             "Ranks of the latest attempt, and starts of the worker group after the first.",
@@ -244,18 +255,40 @@ def _add_work(grid: Grid) -> None:
             _query(series.WORKER_RESTARTS, "restarts"),
         ),
         steps(
-            "Samples whose loss was not finite",
-            "Samples with a loss of NaN or infinity, over all epochs so far.",
-            _query(series.NONFINITE_SAMPLES, "{{split}}"),
+            "Replayed epochs that differ",
+            "Epochs that a restart trained again to other numbers, by whether that may be.",
+            _query(series.REPLAY_MISMATCHES, "{{reason}}"),
         ),
     )
 
 
+def _add_gpus(grid: Grid) -> None:
+    grid.heading("GPUs")
+    of_machine = "DCGM's exporter tells it of each GPU of the machines chosen above; it knows of no runs."
+    grid.row(
+        8,
+        curves(
+            "GPU memory peak of each rank",
+            "Most memory that the rank had allocated in the latest epoch; empty on CPUs.",
+            _query(series.GPU_MEMORY_PEAK, "rank {{rank}}"),
+            unit=units.BytesIEC,
+        ),
+        _gpu_panel("GPU memory in use", f"Memory in use. {of_machine}", foreign.GPU_MEMORY_USED),
+        _gpu_panel(
+            "GPU utilization", f"Share of time in which a kernel ran. {of_machine}", foreign.GPU_UTILIZATION
+        ),
+    )
+    grid.row(
+        8,
+        _gpu_panel("GPU power", f"Power drawn. {of_machine}", foreign.GPU_POWER),
+        _gpu_panel("GPU temperature", f"Temperature. {of_machine}", foreign.GPU_TEMPERATURE),
+    )
+
+
+def _gpu_panel(title: str, description: str, what: Series) -> timeseries.Panel:
+    query = Query(expr=select(what, **_MACHINES), legend="{{Hostname}} GPU {{gpu}}")
+    return curves(title, description, query, unit=what.unit)
+
+
 def _query(what: Series, legend: str) -> Query:
     return Query(expr=select(what, **_RUN), legend=legend)
-
-
-def _word_query(what: Series, label: str, words: dict[str, Word]) -> Query:
-    """Return a query whose value is the place of the word whose series is 1."""
-    terms = (f"{index} * ({select(what, **_RUN, **{label: word})} == 1)" for index, word in enumerate(words))
-    return Query(expr=f"max without ({label}) (\n  " + "\n  or ".join(terms) + "\n)", legend=label)
