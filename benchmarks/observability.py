@@ -1,7 +1,7 @@
 """What alerts, panels and scrapes cost, on a real Prometheus: ``python benchmarks/observability.py``.
 
 Rules: live runs of 20 epochs on four ranks, one in twenty of them ill, in a service that a Prometheus scrapes with the
-built rules; beside these, the same rules without parts of them. Prometheus tells how long each group took.
+built rules; then, beside these, the same rules without parts of them. Prometheus tells how long each group took.
 Panels: three hours of 50 runs of 1,000 epochs, and what each dashboard asks when it is opened.
 Scrapes: bytes, samples and seconds of an answer, by the number of runs.
 
@@ -36,15 +36,17 @@ from observed_prometheus import (
     EVALUATION_SECONDS,
     NOTHING,
     VARIANTS,
+    VARIANTS_SECONDS,
     evaluations,
     group_names,
+    load_variants,
     prometheus,
     rules_of,
     value,
     wait_for,
-    write_variants,
 )
 from observed_runs import fill, served, write_history
+from prometheus_support import RULES
 
 RESULT: Final = Path(__file__).with_name("observability_cpu.md")
 SIZES: Final = (10, 100, 1000)
@@ -63,7 +65,9 @@ class Evaluated:
     """What one number of runs has cost."""
 
     seconds: dict[str, list[float]]
-    """Of each group's evaluations, by its name."""
+    """Of each group's evaluations, by its name, with nothing but the built rules."""
+    variants: dict[str, list[float]]
+    """Of each group's and variant's, where they were measured."""
     firing: Counter[str]
     """Alerts of runs, by name."""
     slowest: str
@@ -72,16 +76,15 @@ class Evaluated:
     """In Prometheus' head."""
 
 
-def evaluate(folder: Path, service: str, runs: int, count: int) -> Evaluated:
+def evaluate(folder: Path, service: str, runs: int, count: int, *, variants: bool) -> Evaluated:
     """Let Prometheus scrape so many runs, wait until their alerts have settled, and time its evaluations."""
-    folder.mkdir()
-    with prometheus(folder / "prometheus", service, rules=write_variants(folder)) as url:
+    with prometheus(folder, service, rules=[RULES]) as url:
         wait_for(url, "count(curvewatch_run_info)", runs, seconds=60)
         settled = (
             f'count({ALERTS[:-1]},alertstate="firing"}}) unless count({ALERTS[:-1]},alertstate="pending"}})'
         )
         wait_for(url, settled, runs // ILL_EVERY, seconds=90)
-        seconds = evaluations(url, count)
+        seconds = evaluations(url, count, group_names())
         rules = rules_of(url)
         firing = Counter(
             {
@@ -91,11 +94,18 @@ def evaluate(folder: Path, service: str, runs: int, count: int) -> Evaluated:
             }
         )
         slowest = max(rules, key=lambda rule: float(rule["evaluationTime"]))
+        series = int(value(url, "count({__name__!=''})"))
+        by_variant: dict[str, list[float]] = {}
+        if variants:
+            load_variants(folder, url)
+            every = [*group_names(), *(f"{group}/{name}" for group in group_names() for name in VARIANTS)]
+            by_variant = evaluations(url, count // 2, every)
         return Evaluated(
             seconds=seconds,
+            variants=by_variant,
             firing=firing,
             slowest=f"{slowest['name']}, {1000 * slowest['evaluationTime']:.0f} ms",
-            series=int(value(url, "count({__name__!=''})")),
+            series=series,
         )
 
 
@@ -132,7 +142,7 @@ def rules_text(found: dict[int, Evaluated]) -> str:
         "| group | " + " | ".join((AS_BUILT, *(name for name in VARIANTS if name != NOTHING))) + " |",
         "|---|" + "---|" * len(VARIANTS),
     ]
-    seconds = found[most].seconds
+    seconds = found[most].variants
     for group in groups:
         names = (group, *(f"{group}/{name}" for name in VARIANTS if name != NOTHING))
         cells = (f"{ratios(seconds, name, f'{group}/{NOTHING}').median:.2f}" for name in names)
@@ -179,8 +189,7 @@ def ask_panels(folder: Path, service: str, rounds: int) -> str:
     ]
     everything: dict[str, tuple[float, float, int]] = {}
     with prometheus(folder, service) as url, httpx.Client(base_url=url, timeout=60) as client:
-        for expr in ("count(curvewatch_run_info)", "count(count by (run_id) (curvewatch_epoch_loss))"):
-            wait_for(url, expr, PANEL_RUNS, seconds=120)
+        wait_for(url, "sum(up)", len(PATHS), seconds=120)
         end = time.time()
         for path in built:
             asked = {question.name: question for question in questions(path, client, end=end)}
@@ -262,7 +271,13 @@ def main() -> None:
             with served(folder / f"live-{runs}") as service:
                 rows += scrape_rows(service, runs, LIVE_EPOCHS)
                 if runs in SIZES:
-                    found[runs] = evaluate(folder / f"rules-{runs}", service, runs, options.evaluations)
+                    found[runs] = evaluate(
+                        folder / f"rules-{runs}",
+                        service,
+                        runs,
+                        options.evaluations,
+                        variants=runs == max(SIZES),
+                    )
             _say(began, f"{runs} runs are measured")
         with served(folder / "panels") as service:
             rows += scrape_rows(service, PANEL_RUNS, PANEL_EPOCHS)
@@ -275,7 +290,8 @@ def main() -> None:
 
 A run has four ranks and one metric. Rules are evaluated every {EVALUATION_SECONDS} s here, so that there are
 {options.evaluations} evaluations of each group in a short time; the service is scraped as the built configuration says,
-meanwhile and on the same cores.
+meanwhile and on the same cores. After that the variants are evaluated beside the built rules, every
+{VARIANTS_SECONDS} s.
 
 {rules_text(found)}
 {asked}

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +16,16 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from observed_runs import CURVES_SECONDS, INSTANCE, SCRAPE_SECONDS
+from curvewatch_dashboards.knobs import Knobs
+from curvewatch_dashboards.prometheus import prometheus_config
+from observed_runs import INSTANCE
 from prometheus_support import PROMETHEUS, RULES, Prometheus, free_port
 
 AS_BUILT: Final = "as built"
 NOTHING: Final = "nothing"
 EVALUATION_SECONDS: Final = 2
+VARIANTS_SECONDS: Final = 8
+"""Between two evaluations of all variants, so that they seldom meet each other."""
 _LEAST_SECONDS: Final = 0.2
 _OWNER_JOIN: Final = "\n* on (job, instance, run_id) group_left"
 _GAUGES: Final = re.compile(
@@ -55,10 +59,14 @@ def group_names() -> list[str]:
     return [group["name"] for group in yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]]
 
 
-def write_variants(folder: Path) -> list[Path]:
-    """Write a rule file for each variant, whose groups are named `group/variant`; return them and the built one."""
+def load_variants(folder: Path, url: str) -> None:
+    """Let a Prometheus evaluate each variant of the rules beside the built ones, in groups named `group/variant`.
+
+    Args:
+        folder: Of its configuration.
+        url: Of the Prometheus.
+    """
     groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
-    files = [RULES]
     for variant, changed in VARIANTS.items():
         made = [
             {
@@ -71,9 +79,14 @@ def write_variants(folder: Path) -> list[Path]:
             }
             for group in groups
         ]
-        files.append(folder / f"{variant.replace(' ', '-')}.yaml")
-        files[-1].write_text(yaml.safe_dump({"groups": made}), encoding="utf-8")
-    return files
+        text = yaml.safe_dump({"groups": made})
+        (folder / f"variant-{variant.replace(' ', '-')}.yaml").write_text(text, encoding="utf-8")
+    path = folder / "prometheus.yaml"
+    configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
+    configuration["rule_files"].append(str(folder / "variant-*.yaml"))
+    configuration["global"]["evaluation_interval"] = f"{VARIANTS_SECONDS}s"
+    path.write_text(yaml.safe_dump(configuration), encoding="utf-8")
+    httpx.post(f"{url}/-/reload", timeout=60).raise_for_status()
 
 
 @contextmanager
@@ -87,19 +100,13 @@ def prometheus(folder: Path, service: str, *, rules: Sequence[Path] = ()) -> Ite
     """
     if PROMETHEUS is None:
         raise RuntimeError("prometheus is not installed (apt-get install prometheus)")
-    target = {"targets": [httpx.URL(service).netloc.decode()], "labels": {"instance": INSTANCE}}
-    curves = {"metrics_path": "/metrics/curves", "scrape_interval": f"{CURVES_SECONDS}s"}
-    configuration = {
-        "global": {
-            "scrape_interval": f"{SCRAPE_SECONDS}s",
-            "evaluation_interval": f"{EVALUATION_SECONDS}s",
-        },
-        "rule_files": [str(path) for path in rules],
-        "scrape_configs": [
-            {"job_name": "curvewatch", "static_configs": [target]},
-            {"job_name": "curvewatch-curves", "static_configs": [target], **curves},
-        ],
-    }
+    configuration: dict[str, Any] = prometheus_config(Knobs(service_url=service))
+    del configuration["alerting"]
+    configuration["rule_files"] = [str(path) for path in rules]
+    configuration["global"]["evaluation_interval"] = f"{EVALUATION_SECONDS}s"
+    for scraped in configuration["scrape_configs"]:
+        (target,) = scraped["static_configs"]
+        target["labels"] = {"instance": INSTANCE}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
     url = f"http://127.0.0.1:{free_port()}"
@@ -108,6 +115,7 @@ def prometheus(folder: Path, service: str, *, rules: Sequence[Path] = ()) -> Ite
         f"--config.file={folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={url.removeprefix('http://')}",
+        "--web.enable-lifecycle",
     ]
     log = folder / "prometheus.log"
     with log.open("wb") as out:
@@ -147,8 +155,8 @@ def value(url: str, expr: str) -> float:
     return float(found[0]["value"][1]) if found else 0.0
 
 
-def evaluations(url: str, count: int) -> dict[str, list[float]]:
-    """Return the seconds of each group's next evaluations, by its name, as Prometheus itself tells them."""
+def evaluations(url: str, count: int, groups: Collection[str]) -> dict[str, list[float]]:
+    """Return the seconds of the next evaluations of some groups, by their names, as Prometheus itself tells them."""
     seconds: dict[str, list[float]] = {}
     last: dict[str, str] = {}
 
@@ -156,14 +164,15 @@ def evaluations(url: str, count: int) -> dict[str, list[float]]:
         told: dict[str, dict[str, str]] = {}
         for what, group, number in _GAUGES.findall(httpx.get(f"{url}/metrics", timeout=30).text):
             told.setdefault(group, {})[what] = number
-        for group, gauges in told.items():
+        for group in told.keys() & set(groups):
+            gauges = told[group]
             began = gauges["evaluation_timestamp_seconds"]
             if last.setdefault(group, began) != began:
                 last[group] = began
                 seconds.setdefault(group, []).append(float(gauges["duration_seconds"]))
-        return len(seconds) == len(told) and all(len(taken) >= count for taken in seconds.values())
+        return len(seconds) == len(groups) and all(len(taken) >= count for taken in seconds.values())
 
-    wait(f"{count} evaluations of each group", look, seconds=60 + 3 * count * EVALUATION_SECONDS)
+    wait(f"{count} evaluations of each group", look, seconds=60 + 3 * count * VARIANTS_SECONDS)
     return {group: taken[:count] for group, taken in seconds.items()}
 
 
