@@ -113,10 +113,12 @@ def rules_text(found: dict[int, Evaluated]) -> str:
     """Return the tables of the rules."""
     most = max(found)
     groups = group_names()
-    worst = max(max(found[most].seconds[group]) for group in groups)
+    slowest = max(groups, key=lambda group: statistics.median(found[most].seconds[group]))
+    median, worst = statistics.median(found[most].seconds[slowest]), max(found[most].seconds[slowest])
+    met = "met" if worst < GROUP_LIMIT else "met by its median only" if median < GROUP_LIMIT else "NOT met"
     lines = [
-        f"### Seconds of one evaluation of a group; the aim is {GROUP_LIMIT} s with {most:,} runs: "
-        f"{'met' if worst < GROUP_LIMIT else 'NOT met'}, the worst is {worst:.3f} s\n",
+        "### Seconds of one evaluation of a group\n",
+        f"The aim is {GROUP_LIMIT} s with {most:,} runs: {met}, {slowest} takes {median:.3f} s, at worst {worst:.3f} s.\n",
         "Median, worst.\n",
         "| group | " + " | ".join(f"{runs:,} runs" for runs in found) + " |",
         "|---|" + "---|" * len(found),

@@ -38,6 +38,14 @@ def _without_owner(rule: Rule) -> Rule:
     return {**rule, "expr": rule["expr"].split(_OWNER_JOIN)[0]}
 
 
+def _owner_by_max(rule: Rule) -> Rule:
+    of_one = "topk by (job, instance, run_id) (1, curvewatch_run_info)"
+    return {
+        **rule,
+        "expr": rule["expr"].replace(of_one, "max by (job, instance, run_id, owner) (curvewatch_run_info)"),
+    }
+
+
 def _plain_words(rule: Rule) -> Rule:
     return {**rule, "annotations": dict.fromkeys(rule["annotations"], "words")}
 
@@ -48,6 +56,7 @@ def _nothing(rule: Rule) -> Rule:
 
 VARIANTS: Final[dict[str, Callable[[Rule], Rule]]] = {
     "without the owner": _without_owner,
+    "the owner by max": _owner_by_max,
     "plain words": _plain_words,
     NOTHING: _nothing,
 }
