@@ -118,7 +118,8 @@ def rules_text(found: dict[int, Evaluated]) -> str:
     met = "met" if worst < GROUP_LIMIT else "met by its median only" if median < GROUP_LIMIT else "NOT met"
     lines = [
         "### Seconds of one evaluation of a group\n",
-        f"The aim is {GROUP_LIMIT} s with {most:,} runs: {met}, {slowest} takes {median:.3f} s, at worst {worst:.3f} s.\n",
+        f"The aim is {GROUP_LIMIT} s with {most:,} runs: {met}, {slowest} takes {median:.3f} s, at worst "
+        f"{worst:.3f} s.\n",
         "Median, worst.\n",
         "| group | " + " | ".join(f"{runs:,} runs" for runs in found) + " |",
         "|---|" + "---|" * len(found),
