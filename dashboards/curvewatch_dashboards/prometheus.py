@@ -24,6 +24,8 @@ def prometheus_config(knobs: Knobs) -> dict[str, object]:
                 "job_name": "curvewatch-curves",
                 "metrics_path": CURVES_PATH,
                 "scrape_interval": knobs.curves_interval,
+                # The 10 s that Prometheus waits by itself are too few for the curves of a thousand long runs.
+                "scrape_timeout": knobs.curves_interval,
                 **target,
             },
         ],

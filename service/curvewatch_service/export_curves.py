@@ -44,7 +44,7 @@ def _samples(scrape: Scrape, run_id: str) -> Iterator[Sample]:
     run, epochs = scrape.epoch_numbers(run_id)
     best = None if run.diagnosis is None else run.diagnosis["best_epoch"]
     for record in scrape.epochs(run_id, spread(epochs, best=best)):
-        yield from _points(run, record)
+        yield from points(run, record)
 
 
 def spread(epochs: Sequence[int], *, best: int | None, most: int = MOST_POINTS) -> list[int]:
@@ -66,7 +66,8 @@ def spread(epochs: Sequence[int], *, best: int | None, most: int = MOST_POINTS) 
     return sorted(chosen)
 
 
-def _points(run: Run, record: EpochRecord) -> Iterator[Sample]:
+def points(run: Run, record: EpochRecord) -> Iterator[Sample]:
+    """Yield what the curves of a run have of one epoch."""
     for name in SPLITS:
         split = record.split(name)
         labels = {"run_id": run.run_id, "run": run.name, "split": name, "epoch": str(record.epoch)}

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, or_, select
+from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from curvewatch_service.errors import NotFoundError
@@ -165,32 +165,37 @@ def final_epoch(session: Session, row: RunRow) -> int:
     return LARGEST_EPOCH if trained is None else trained
 
 
+_OTHER = aliased(EpochRow)
+# Made once, as the other statements of a scrape are: to make one takes longer than to have it answered.
+_HIGHEST = (
+    select(func.max(_OTHER.attempt))
+    .where(_OTHER.run_id == EpochRow.run_id, _OTHER.epoch == EpochRow.epoch)
+    .correlate(EpochRow)
+    .scalar_subquery()
+)
+
+
 def visible_epochs(session: Session, row: RunRow, *columns: InstrumentedAttribute[Any]) -> Select[Any]:
     """Return the query of a run's curve: these columns of each epoch's highest attempt, in order of epoch."""
-    other = aliased(EpochRow)
-    highest = (
-        select(func.max(other.attempt))
-        .where(other.run_id == EpochRow.run_id, other.epoch == EpochRow.epoch)
-        .correlate(EpochRow)
-        .scalar_subquery()
-    )
     return (
         select(*columns)
-        .where(EpochRow.run_id == row.run_id, EpochRow.attempt == highest)
+        .where(EpochRow.run_id == row.run_id, EpochRow.attempt == _HIGHEST)
         .where(EpochRow.epoch <= final_epoch(session, row))
         .order_by(EpochRow.epoch)
     )
 
 
+_LATEST = (
+    select(EpochRow.record)
+    .where(EpochRow.run_id == bindparam("of_run"), EpochRow.epoch <= bindparam("last"))
+    .order_by(EpochRow.epoch.desc(), EpochRow.attempt.desc())
+    .limit(1)
+)
+
+
 def latest_record(session: Session, row: RunRow) -> EpochRecord | None:
     """Return the record of a run's latest epoch; None before the first."""
-    query = (
-        select(EpochRow.record)
-        .where(EpochRow.run_id == row.run_id, EpochRow.epoch <= final_epoch(session, row))
-        .order_by(EpochRow.epoch.desc(), EpochRow.attempt.desc())
-        .limit(1)
-    )
-    record = session.scalar(query)
+    record = session.scalar(_LATEST, {"of_run": row.run_id, "last": final_epoch(session, row)})
     return None if record is None else EpochRecord.model_validate_json(record)
 
 
@@ -205,37 +210,40 @@ def other_attempts(session: Session, record: EpochRecord) -> list[EpochRecord]:
     return [EpochRecord.model_validate_json(found) for found in session.scalars(query)]
 
 
+# The largest over the attempts, and not the visible one: a counter that goes down looks like a restart to Prometheus,
+# which would then add the whole number again.
+_BY_EPOCH = (
+    select(
+        *(
+            func.max(column).label(column.key)
+            for column in (
+                EpochRow.train_samples,
+                EpochRow.train_nonfinite_samples,
+                EpochRow.validation_nonfinite_samples,
+                EpochRow.worker_seconds,
+            )
+        )
+    )
+    .where(EpochRow.run_id == bindparam("of_run"))
+    .group_by(EpochRow.epoch)
+    .subquery()
+)
+_TOTALS = select(*map(func.sum, _BY_EPOCH.c))
+_DIFFERING = (
+    select(EventRow.reason, func.count())
+    .where(EventRow.run_id == bindparam("of_run"), EventRow.key.startswith(REPLAY_KEY))
+    .group_by(EventRow.reason)
+)
+
+
 def run_totals(session: Session, run_id: str) -> Totals:
     """Return the sums over a run's epochs."""
-    columns = (
-        EpochRow.train_samples,
-        EpochRow.train_nonfinite_samples,
-        EpochRow.validation_nonfinite_samples,
-        EpochRow.worker_seconds,
-    )
-    # The largest over the attempts, and not the visible one: a counter that goes down looks like a restart
-    # to Prometheus, which would then add the whole number again.
-    by_epoch = (
-        select(*(func.max(column).label(column.key) for column in columns))
-        .where(EpochRow.run_id == run_id)
-        .group_by(EpochRow.epoch)
-        .subquery()
-    )
-    sums: tuple[Any, ...] = tuple(session.execute(select(*map(func.sum, by_epoch.c))).one())
+    sums: tuple[Any, ...] = tuple(session.execute(_TOTALS, {"of_run": run_id}).one())
     samples, train_nonfinite, validation_nonfinite, seconds = (value or 0 for value in sums)
     return Totals(
         train_samples=int(samples),
         train_nonfinite_samples=int(train_nonfinite),
         validation_nonfinite_samples=int(validation_nonfinite),
         worker_seconds=float(seconds),
-        differing_epochs=_differing_epochs(session, run_id),
+        differing_epochs={row[0]: row[1] for row in session.execute(_DIFFERING, {"of_run": run_id})},
     )
-
-
-def _differing_epochs(session: Session, run_id: str) -> dict[str, int]:
-    told = (
-        select(EventRow.reason, func.count())
-        .where(EventRow.run_id == run_id, EventRow.key.startswith(REPLAY_KEY))
-        .group_by(EventRow.reason)
-    )
-    return {row[0]: row[1] for row in session.execute(told)}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from curvewatch_service.rows import (
@@ -28,6 +28,9 @@ _EPOCHS = 200
 """That are read from the database at once."""
 _BEGINNINGS = ("state_starting", "state_restarting", "state_running", "worker_restart")
 """Reasons of the events after which the next epoch is awaited anew."""
+_BEGUN = select(func.max(EventRow.time)).where(
+    EventRow.run_id == bindparam("of_run"), EventRow.reason.in_(_BEGINNINGS)
+)
 
 
 @contextmanager
@@ -96,9 +99,6 @@ class Scrape:
         run = snapshot.run
         if not run.state.holds_resources:
             return None
-        query = select(func.max(EventRow.time)).where(
-            EventRow.run_id == run.run_id, EventRow.reason.in_(_BEGINNINGS)
-        )
+        begun = self._session.scalar(_BEGUN, {"of_run": run.run_id})
         finished_at = snapshot.latest.finished_at if snapshot.latest is not None else None
-        moments = (self._session.scalar(query), finished_at)
-        return max((moment for moment in moments if moment is not None), default=None)
+        return max((moment for moment in (begun, finished_at) if moment is not None), default=None)

@@ -20,6 +20,7 @@ from curvewatch_service.settings import Settings
 from curvewatch_workers.series import CURVES_PATH
 
 ROOT = Path(__file__).parents[2]
+BUILT = ROOT / "dashboards/curvewatch_dashboards/built"
 SCHEMAS = ROOT.parent / "shared" / "schemas"
 CRDS = {
     "RayCluster": SCHEMAS / "kuberay-v1.7.0" / "ray.io_rayclusters.yaml",
@@ -120,18 +121,19 @@ def test_rules_and_monitor_carry_the_labels_that_an_operator_selects_by() -> Non
 
 
 def test_the_rules_are_the_built_ones() -> None:
-    built = yaml.safe_load((ROOT / "dashboards/curvewatch_dashboards/built/rules.yaml").read_text())
+    built = yaml.safe_load((BUILT / "rules.yaml").read_text())
     assert the("PrometheusRule")["spec"] == built
 
 
-def test_the_dashboard_is_the_built_one_and_the_sidecar_finds_it() -> None:
-    config = the("ConfigMap")
-    assert config["metadata"]["name"] == "curvewatch-dashboard-run", (
-        "a hash would leave the old dashboard behind"
-    )
-    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
-    built = json.loads((ROOT / "dashboards/curvewatch_dashboards/built/run.json").read_text())
-    assert json.loads(config["data"]["curvewatch-run.json"]) == built
+def test_each_dashboard_is_the_built_one_and_the_sidecar_finds_it() -> None:
+    built = {path.stem: json.loads(path.read_text()) for path in BUILT.glob("*.json")}
+    configs = {config["metadata"]["name"]: config for config in of("ConfigMap")}
+    # A hash in the name would leave the old dashboard behind.
+    assert configs.keys() == {f"curvewatch-dashboard-{name}" for name in built}
+    for name, dashboard in built.items():
+        config = configs[f"curvewatch-dashboard-{name}"]
+        assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert json.loads(config["data"][f"curvewatch-{name}.json"]) == dashboard
 
 
 def test_every_volume_refers_to_something_that_exists() -> None:
