@@ -47,7 +47,7 @@ def compare_dashboard(knobs: Knobs) -> models.Dashboard:
         _panel("$metric on train", "The chosen metric on the train split.", _metrics("train")),
         _panel("Gap", "Validation loss minus train loss.", f"{validation}\n- ignoring (split) {train}"),
     )
-    grid.heading("Results")
+    grid.heading("Outcome")
     grid.row(10, _results(knobs))
     return begun.build()
 

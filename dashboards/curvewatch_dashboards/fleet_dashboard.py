@@ -35,7 +35,7 @@ def fleet_dashboard(knobs: Knobs) -> models.Dashboard:
 
 
 def _add_runs(grid: Grid, knobs: Knobs) -> None:
-    grid.heading("Runs")
+    grid.heading("Now")
     grid.row(
         8,
         _runs_by_state(),
@@ -116,7 +116,7 @@ def _add_cost(grid: Grid) -> None:
 
 
 def _add_service(grid: Grid, knobs: Knobs) -> None:
-    grid.heading("Service")
+    grid.heading("Health of the service")
     grid.row(
         5,
         number(
