@@ -121,8 +121,8 @@ def _add_service(grid: Grid, knobs: Knobs) -> None:
         5,
         number(
             "Service",
-            "Whether Prometheus reaches the service.",
-            Query(expr=select(foreign.UP, job=f"=~{knobs.scrape_jobs}"), legend="{{instance}}"),
+            "Whether Prometheus reaches the service, by scrape job.",
+            Query(expr=select(foreign.UP, job=f"=~{knobs.scrape_jobs}"), legend="{{job}} {{instance}}"),
             words=UP,
         ),
         number(

@@ -215,7 +215,8 @@ def test_a_dry_run_shows_what_would_change_and_writes_nothing(shell: Shell, graf
     grafana.requests.clear()
     changed = publish(shell, grafana, "--dry-run")
     assert (changed.code, grafana.writes) == (0, [])
-    shown = [line.strip() for line in changed.out.splitlines() if line.startswith("     ")]
+    lines = [line.strip() for line in changed.out.splitlines()]
+    shown = [line for line in lines if line.startswith(("+ ", "- ", "~ "))]
     assert shown == ["- liveNow: true", f'~ refresh: "1m" -> "{BUILT_RUN["refresh"]}"']
 
 

@@ -1,0 +1,119 @@
+"""Every query of the dashboards on a real Prometheus that watches real runs: it finds data, and the right ones."""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dashboard_support import DASHBOARDS, filled, panels
+from prometheus_support import Sample, needs_prometheus
+from watched_support import BEST_EPOCH, GOOD, LONG, OVERFIT, Watched, watched
+
+pytestmark = needs_prometheus
+CHOSEN = {
+    "run": {
+        "cluster": "embedded",
+        "owner": ".*",
+        "run": "digits",
+        "run_id": OVERFIT,
+        "Hostname": ".*",
+    },
+    "compare": {
+        "cluster": ".*",
+        "owner": "ada",
+        "run": "digits|long",
+        "run_id": f"{OVERFIT}|{GOOD}|{LONG}",
+        "metric": "accuracy",
+    },
+    "fleet": {"cluster": ".*", "owner": ".*"},
+}
+INTERVAL = "2s"
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    with watched(tmp_path_factory.mktemp("watched")) as found:
+        yield found
+
+
+PANELS = [(name, panel) for name, dashboard in DASHBOARDS.items() for panel in panels(dashboard)]
+
+
+@pytest.mark.parametrize(
+    ("name", "panel"), PANELS, ids=[f"{name} {panel['title']}" for name, panel in PANELS]
+)
+def test_a_panel_finds_data_of_what_was_chosen_only(name: str, panel: dict[str, Any], seen: Watched) -> None:
+    for target in panel["targets"]:
+        query = filled(target["expr"], CHOSEN[name], interval=INTERVAL)
+        # A scrape that a busy machine does not finish in time takes all series away until the next.
+        samples = seen.prometheus.wait(
+            f"panel {panel['title']!r} has data for {query}",
+            functools.partial(seen.prometheus.query, query),
+            seconds=30,
+        )
+        runs = {sample.labels["run_id"] for sample in samples if "run_id" in sample.labels}
+        if name != "fleet":
+            assert runs <= set(CHOSEN[name]["run_id"].split("|")), "another run than those chosen"
+        if target.get("format") != "table":
+            _assert_told_apart(target["legendFormat"], samples)
+
+
+def _assert_told_apart(template: str, samples: list[Sample]) -> None:
+    legends = [_legend(template, dict(sample.labels)) for sample in samples]
+    assert len(set(legends)) == len(legends), f"two lines of one name: {legends}"
+    assert "" not in legends
+
+
+def _legend(template: str, labels: dict[str, str]) -> str:
+    for name, value in labels.items():
+        template = template.replace(f"{{{{{name}}}}}", value)
+    return template
+
+
+@pytest.mark.parametrize("mark", ["Restarts", "World size", "Learning rate"])
+def test_what_happened_is_marked_once(mark: str, seen: Watched) -> None:
+    ((moment, value),) = next(iter(_drawn(mark, seen).values()))
+    assert value > 0, "Grafana draws a mark where the value is above 0"
+    assert seen.since * 1000 < moment
+
+
+def test_an_alert_is_marked_as_long_as_it_fires(seen: Watched) -> None:
+    def overfitting() -> list[tuple[int, float]]:
+        drawn = {dict(labels)["alertname"]: points for labels, points in _drawn("Alerts", seen).items()}
+        return drawn.get("CurvewatchOverfitting", [])
+
+    points = seen.prometheus.wait("it is drawn", overfitting, seconds=30)
+    assert {value for _, value in points} == {1}
+
+
+def test_the_best_epoch_is_marked_at_the_time_at_which_it_ended(seen: Watched) -> None:
+    (points,) = _drawn("Best epoch", seen).values()
+    (best,) = (one for one in seen.store.epochs(OVERFIT) if one.epoch == BEST_EPOCH)
+    assert {value for _, value in points} == {best.finished_at.timestamp() * 1000}
+
+
+def _drawn(mark: str, seen: Watched) -> dict[frozenset[tuple[str, str]], list[tuple[int, float]]]:
+    (annotation,) = (one for one in DASHBOARDS["run"]["annotations"]["list"] if one["name"] == mark)
+    end = time.time()
+    step = int(INTERVAL.removesuffix("s"))
+    start = seen.since
+    expr = filled(annotation["expr"], CHOSEN["run"], interval=INTERVAL, span=f"{int(end - start) + 60}s")
+    return seen.prometheus.drawn(expr, start=start, end=end, step=step)
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_the_variables_lead_to_what_there_is(name: str, seen: Watched) -> None:
+    chosen: dict[str, str] = {}
+    for variable in DASHBOARDS[name]["templating"]["list"][1:]:
+        query, label = variable["query"].removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
+        found = functools.partial(seen.prometheus.query, filled(query, chosen))
+        samples = seen.prometheus.wait(f"{query} has data", found, seconds=30)
+        values = {sample.labels[label] for sample in samples}
+        wanted = CHOSEN[name][variable["name"]]
+        assert any(re.fullmatch(wanted, value) for value in values), (variable["name"], values)
+        chosen[variable["name"]] = wanted
