@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from api_support import serve_api
 from curve_generator import make_curve, prefix
 from curvewatch_service.curves import describe_curve
-from curvewatch_service.export import Sample, run_samples
+from curvewatch_service.export import run_samples
 from curvewatch_service.export_curves import points, spread
+from curvewatch_service.samples import Sample
 from curvewatch_service.scrape import ScrapedRun
 from curvewatch_service.settings import Settings
 from curvewatch_service.store import Store
