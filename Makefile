@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/setup.sh
+$(STAMP): pyproject.toml constraints.txt scripts/setup.sh tests/node/package-lock.json
 	PYTHON="$(PYTHON)" bash scripts/setup.sh "$(VENV)"
 	touch $@
 
@@ -54,4 +54,4 @@ serve: setup
 	$(BIN)/curvewatch serve
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/output
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tests/output tests/node/node_modules

@@ -16,6 +16,8 @@ wants promtool prometheus
 wants prometheus-alertmanager prometheus-alertmanager
 wants chromium chromium
 wants kubectl kubernetes-client
+wants node nodejs
+wants npm npm
 "$python" -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 
 apt=()
@@ -45,3 +47,8 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 [ -z "$installing" ] || wait "$installing"
+if command -v npm >/dev/null 2>&1; then
+    # Grafana's own code, with which the tests read what panels show.
+    npm ci --prefix tests/node --silent --no-audit --no-fund --omit=optional --ignore-scripts >/dev/null \
+        || echo "could not install @grafana/data; the tests that need it will skip" >&2
+fi

@@ -23,7 +23,7 @@ DCGM = Path(__file__).parent / "recorded" / "dcgm_exporter.txt"
 OVERFIT, GOOD, ENDED, LONG = "overfit-1", "good-1", "ended-1", "long-1"
 BEST_EPOCH, RESTARTED_AFTER, EPOCHS = 10, 20, 30
 LONG_EPOCHS = 150
-NAN_EPOCH = 7
+NAN_EPOCH = 8
 """Epoch of the long run whose validation loss is not a number."""
 
 
