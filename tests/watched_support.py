@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,9 +51,34 @@ def losses(run_id: str) -> list[tuple[float, float]]:
             return [(1.0 / epoch, 1.1 / epoch) for epoch in range(1, EPOCHS + 1)]
 
 
+CHOSEN = {
+    "run": {
+        "cluster": "embedded",
+        "owner": ".*",
+        "run": "digits",
+        "run_id": OVERFIT,
+        "Hostname": ".*",
+    },
+    "compare": {
+        "cluster": ".*",
+        "owner": "ada",
+        "run": "digits|long",
+        "run_id": f"{OVERFIT}|{GOOD}|{LONG}",
+        "metric": "accuracy",
+    },
+    "fleet": {"cluster": ".*", "owner": ".*"},
+}
+"""What a person has chosen at the top of each dashboard."""
+
+
 @contextmanager
-def watched(folder: Path) -> Iterator[Watched]:
-    """Let a Prometheus watch runs as they go on: a restart on other workers, a new learning rate, an end, an alert."""
+def watched(folder: Path, *, epochs_apart: float = 0.0) -> Iterator[Watched]:
+    """Let a Prometheus watch runs as they go on: a restart on other workers, a new learning rate, an end, an alert.
+
+    Args:
+        folder: For everything.
+        epochs_apart: Seconds between two epochs of the run that overfits; at once if 0, as far as it may be.
+    """
     store = Store(database_url(folder))
     for run_id in (OVERFIT, GOOD, ENDED, LONG):
         _start(store, run_id)
@@ -77,11 +103,11 @@ def watched(folder: Path) -> Iterator[Watched]:
             ],
         }
         with prometheus_of(configuration, folder / "prometheus") as prometheus:
-            yield _go_on(store, prometheus)
+            yield _go_on(store, prometheus, epochs_apart)
     store.close()
 
 
-def _go_on(store: Store, prometheus: Prometheus) -> Watched:
+def _go_on(store: Store, prometheus: Prometheus, epochs_apart: float) -> Watched:
     (moment,) = prometheus.wait(
         "all runs are scraped",
         lambda: (
@@ -97,9 +123,13 @@ def _go_on(store: Store, prometheus: Prometheus) -> Watched:
         ),
         seconds=60,
     )
-    _tell(store, OVERFIT, BEST_EPOCH + 1, RESTARTED_AFTER)
+    for epoch in range(BEST_EPOCH + 1, RESTARTED_AFTER + 1):
+        _tell(store, OVERFIT, epoch, epoch)
+        time.sleep(epochs_apart)
     store.ingest(OVERFIT, [attempt_message(2, resumed_after_epoch=RESTARTED_AFTER, world_size=3)])
-    _tell(store, OVERFIT, RESTARTED_AFTER + 1, EPOCHS, attempt=2, learning_rate=0.01)
+    for epoch in range(RESTARTED_AFTER + 1, EPOCHS + 1):
+        _tell(store, OVERFIT, epoch, epoch, attempt=2, learning_rate=0.01)
+        time.sleep(epochs_apart)
     assert store.transition(
         ENDED, RunState.SUCCEEDED, expected={RunState.RUNNING}, reason="done", message="done"
     )

@@ -12,26 +12,9 @@ import pytest
 
 from dashboard_support import DASHBOARDS, filled, panels
 from prometheus_support import Sample, needs_prometheus
-from watched_support import BEST_EPOCH, GOOD, LONG, OVERFIT, Watched, watched
+from watched_support import BEST_EPOCH, CHOSEN, OVERFIT, Watched, watched
 
 pytestmark = needs_prometheus
-CHOSEN = {
-    "run": {
-        "cluster": "embedded",
-        "owner": ".*",
-        "run": "digits",
-        "run_id": OVERFIT,
-        "Hostname": ".*",
-    },
-    "compare": {
-        "cluster": ".*",
-        "owner": "ada",
-        "run": "digits|long",
-        "run_id": f"{OVERFIT}|{GOOD}|{LONG}",
-        "metric": "accuracy",
-    },
-    "fleet": {"cluster": ".*", "owner": ".*"},
-}
 INTERVAL = "2s"
 
 

@@ -16,16 +16,12 @@ from curvewatch_workers.contract import SPLITS, SplitRecord
 from dashboard_support import DASHBOARDS, panel_named, panels
 from panel_support import Table, frames, needs_grafana_data, transformed
 from prometheus_support import needs_prometheus
-from watched_support import ENDED, GOOD, LONG, NAN_EPOCH, OVERFIT, Watched, watched
+from watched_support import CHOSEN, ENDED, GOOD, LONG, NAN_EPOCH, OVERFIT, Watched, watched
 
 pytestmark = [needs_prometheus, needs_grafana_data]
 Split = Literal["train", "validation"]
 NAMES = {OVERFIT: "digits", GOOD: "digits", LONG: "long", ENDED: "ended"}
-EVERYTHING = {"cluster": ".*", "owner": ".*"}
-OF_RUN = {**EVERYTHING, "run": "digits", "run_id": OVERFIT, "Hostname": ".*"}
 COMPARED = (OVERFIT, GOOD, LONG)
-OF_SEVERAL = {**EVERYTHING, "run": ".*", "run_id": "|".join(COMPARED), "metric": "accuracy"}
-CHOSEN = {"run": OF_RUN, "compare": OF_SEVERAL, "fleet": EVERYTHING}
 OF_TABLES = [
     (name, panel["title"])
     for name, dashboard in DASHBOARDS.items()
@@ -74,7 +70,7 @@ def test_a_trend_has_one_table_whose_x_rises(
 def test_without_the_conversion_epochs_are_text_and_out_of_order(seen: Watched) -> None:
     panel = copy.deepcopy(panel_named("run", "Loss by epoch"))
     panel["transformations"] = [one for one in panel["transformations"] if one["id"] != "convertFieldType"]
-    ((table,),) = transformed([(panel["transformations"], frames(panel, OF_RUN, seen.prometheus))])
+    ((table,),) = transformed([(panel["transformations"], frames(panel, CHOSEN["run"], seen.prometheus))])
     assert not _ascending(table, panel["options"]["xField"])
 
 

@@ -31,6 +31,7 @@ from dashboard_support import (
     panel_named,
     panels,
 )
+from drawing_support import KINDS
 from rule_support import ALERTS, PROMTOOL, ScrapedRun, needs_promtool, run_promtool
 
 ROOT = Path(__file__).parents[2]
@@ -193,6 +194,14 @@ def test_what_a_transformation_names_is_an_answer_of_its_queries(name: str, pane
         assert panel["options"]["xField"] == x
         assert steps["convertFieldType"]["conversions"] == [{"targetField": x, "destinationType": "number"}]
     assert (panel["type"] == "trend") == ("groupingToMatrix" in steps)
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_dashboard_has_a_picture_in_the_documents(name: str) -> None:
+    howto = (ROOT / "docs/howto/alerts-and-dashboards.md").read_text(encoding="utf-8")
+    assert f"(../images/dashboards/{name}.png)" in howto
+    assert (ROOT / f"docs/images/dashboards/{name}.png").stat().st_size > 50_000
+    assert {panel["type"] for panel in panels(DASHBOARDS[name])} <= KINDS.keys()
 
 
 @by_dashboard
