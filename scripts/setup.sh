@@ -44,11 +44,18 @@ elif [ "${#missing[@]}" -gt 0 ]; then
     echo "Not installed, and not allowed to install: ${missing[*]}; the tests that need them will skip" >&2
 fi
 
+# Grafana's own code, with which the tests read what panels show.
+panels() {
+    npm ci --prefix tests/node --silent --no-audit --no-fund --omit=optional --ignore-scripts >/dev/null \
+        || echo "could not install @grafana/data; the tests that need it will skip" >&2
+}
+fetching=
+if command -v npm >/dev/null 2>&1; then
+    panels &
+    fetching=$!
+fi
+
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 [ -z "$installing" ] || wait "$installing"
-if command -v npm >/dev/null 2>&1; then
-    # Grafana's own code, with which the tests read what panels show.
-    npm ci --prefix tests/node --silent --no-audit --no-fund --omit=optional --ignore-scripts >/dev/null \
-        || echo "could not install @grafana/data; the tests that need it will skip" >&2
-fi
+if [ -n "$fetching" ]; then wait "$fetching"; elif command -v npm >/dev/null 2>&1; then panels; fi

@@ -18,6 +18,7 @@ END_SECONDS = 120
 needs_proc = pytest.mark.skipif(
     not Path("/proc/self/cmdline").exists(), reason="processes are looked for in /proc"
 )
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture

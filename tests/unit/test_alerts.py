@@ -59,7 +59,7 @@ TELLINGS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tellings=TELLINGS, order=st.randoms(use_true_random=False))
 def test_what_is_shown_depends_on_what_was_told_and_not_on_when(
     store: Store, tellings: list[Notification], order: Random
