@@ -116,10 +116,9 @@ def _lines(panel: Mapping[str, Any], asked: Asked) -> Lines:
         expr = filled(target["expr"], asked.chosen, interval=f"{asked.step}s", span=span)
         answer = asked.prometheus.drawn(expr, start=asked.since, end=end, step=asked.step)
         for labels, points in answer.items():
-            legend = target["legendFormat"]
-            for name, value in labels:
-                legend = legend.replace(f"{{{{{name}}}}}", value)
-            found[legend] = [(moment / 1000, value) for moment, value in points]
+            found[_named(target["legendFormat"], dict(labels))] = [
+                (moment / 1000, value) for moment, value in points
+            ]
     return dict(sorted(found.items()))
 
 
@@ -159,7 +158,25 @@ def _bands(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
 
 
 def _latest(panel: Mapping[str, Any], asked: Asked) -> dict[str, float]:
+    if all(target.get("instant") for target in panel["targets"]):
+        return _now(panel, asked)
     return {legend: points[-1][1] for legend, points in _lines(panel, asked).items() if points}
+
+
+def _now(panel: Mapping[str, Any], asked: Asked) -> dict[str, float]:
+    found: dict[str, float] = {}
+    span = f"{math.ceil(time.time() - asked.since)}s"
+    for target in panel["targets"]:
+        expr = filled(target["expr"], asked.chosen, interval=f"{asked.step}s", span=span)
+        for sample in asked.prometheus.query(expr):
+            found[_named(target["legendFormat"], sample.labels)] = sample.value
+    return dict(sorted(found.items()))
+
+
+def _named(legend: str, labels: Mapping[str, str]) -> str:
+    for name, value in labels.items():
+        legend = legend.replace(f"{{{{{name}}}}}", value)
+    return legend
 
 
 def _numbers(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
@@ -224,7 +241,8 @@ def _rows(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
         colors.append([color for _, color in words])
     header = {"values": list(table), "fill": {"color": "#22252b"}, "align": "left"}
     body = {"values": cells, "font": {"color": colors}, "fill": {"color": "#181b1f"}, "align": "left"}
-    return go.Figure(go.Table(header=header, cells=body))
+    widths = [max(len(text) for text in (name, *texts)) + 3 for name, texts in zip(table, cells, strict=True)]
+    return go.Figure(go.Table(header=header, cells=body, columnwidth=widths))
 
 
 KINDS: dict[str, Callable[[Mapping[str, Any], Asked], go.Figure]] = {

@@ -41,9 +41,9 @@ class Query:
 
     expr: str
     legend: str
-    """Template of labels; empty in a table, which has them as columns."""
+    """Template of labels; empty where the values of now are asked for as a table, which has them as columns."""
     instant: bool = False
-    """Ask for the latest values only, as a table; else for the whole time."""
+    """Ask for the values of now only; else for the whole time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def by_epoch(title: str, description: str, expr: str, line: str, *, unit: str = 
     steps, x = matrix("epoch", line)
     panel = trend.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE)
     return (
-        panel.targets(_targets([Query(expr=expr, legend="", instant=True)]))
+        panel.targets(_targets([Query(expr=expr, legend="")]))
         .transformations(list(steps))
         .x_field(x)
         .legend(_legend())
@@ -120,18 +120,18 @@ def rows(
         queries: Asked for their latest values.
     """
     panel = table.Panel().title(title).description(description).unit(units.NoUnit).datasource(DATASOURCE)
-    panel = panel.targets(_targets([replace(query, instant=True) for query in queries]))
+    panel = panel.targets(_targets(queries))
     for name, column in columns.items():
         panel = panel.override_by_name(name, _column(column))
     return panel.transformations(list(steps))
 
 
 def bars(title: str, description: str, *queries: Query, unit: str = units.Short) -> bargauge.Panel:
-    """Return a panel of one bar for each of the latest values."""
+    """Return a panel of one bar for each value of now: what is no more has none."""
     reduce = common_builders.ReduceDataOptions().calcs(["lastNotNull"])
     panel = bargauge.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE)
     return (
-        panel.targets(_targets(queries))
+        panel.targets(_targets([replace(query, instant=True) for query in queries]))
         .reduce_options(reduce)
         .orientation(common.VizOrientation.HORIZONTAL)
         .display_mode(common.BarGaugeDisplayMode.BASIC)
@@ -239,8 +239,10 @@ def _targets(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
 
 def _target(query: Query, reference: str) -> prometheus.Dataquery:
     target = prometheus.Dataquery().expr(query.expr).ref_id(reference).datasource(DATASOURCE)
-    if query.instant:
+    if not query.legend:
         return target.instant().format(PromQueryFormat.TABLE)
+    if query.instant:
+        return target.legend_format(query.legend).instant()
     # Range queries also where one number is shown: a run that has left /metrics still has its last value.
     return target.legend_format(query.legend).range()
 

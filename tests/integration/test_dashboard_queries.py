@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from dashboard_support import DASHBOARDS, filled, panels
+from dashboard_support import DASHBOARDS, filled, panel_named, panels
 from prometheus_support import Sample, needs_prometheus
-from watched_support import BEST_EPOCH, CHOSEN, OVERFIT, Watched, watched
+from watched_support import BEST_EPOCH, CHOSEN, ENDED, GOOD, LONG, OVERFIT, Watched, watched
 
 pytestmark = needs_prometheus
 INTERVAL = "2s"
@@ -100,3 +101,15 @@ def test_the_variables_lead_to_what_there_is(name: str, seen: Watched) -> None:
         wanted = CHOSEN[name][variable["name"]]
         assert any(re.fullmatch(wanted, value) for value in values), (variable["name"], values)
         chosen[variable["name"]] = wanted
+
+
+def test_the_fleet_counts_each_run_under_its_verdict_of_now(seen: Watched) -> None:
+    (target,) = panel_named("fleet", "Verdicts")["targets"]
+    assert target["instant"], "over the whole time a verdict of before would still be counted"
+    counted = {
+        sample.labels["verdict"]: sample.value
+        for sample in seen.prometheus.query(filled(target["expr"], CHOSEN["fleet"]))
+    }
+    diagnoses = [seen.store.run(run_id).diagnosis for run_id in (OVERFIT, GOOD, ENDED, LONG)]
+    assert counted == Counter(said["verdict"] for said in diagnoses if said is not None)
+    assert sum(counted.values()) == len(diagnoses)
