@@ -73,6 +73,10 @@ def questions(path: Path, client: httpx.Client, *, end: float) -> list[Question]
             question = _label_values(name, _filled(query, values), window)
             asked.append(question)
             found = json.loads(question.ask(client))["data"]
+            if variable.get("allValue"):
+                # What Grafana sends for all of them, also where there is none, such as without GPUs.
+                values[variable["name"]] = variable["allValue"]
+                continue
             if not found:
                 raise RuntimeError(f"{name}: no value, asked {question}")
             several = variable.get("multi") or variable.get("includeAll")
