@@ -62,6 +62,13 @@ def filled(text: str, chosen: Mapping[str, str], *, interval: str = "15s", span:
     return re.sub(r"\$(\w+)", lambda found: {**times, **chosen}[found[1]], text)
 
 
+def legend(template: str, labels: Mapping[str, str]) -> str:
+    """Return the name that Grafana gives to a line."""
+    for name, value in labels.items():
+        template = template.replace(f"{{{{{name}}}}}", value)
+    return template
+
+
 def lint(dashboard: dict[str, Any]) -> list[str]:
     """Return what breaks the rules of Grafana's dashboard-linter.
 

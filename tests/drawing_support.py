@@ -16,7 +16,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from dashboard_support import filled
+from dashboard_support import filled, legend
 from panel_support import Table, frames, transformed
 from prometheus_support import Prometheus
 
@@ -116,7 +116,7 @@ def _lines(panel: Mapping[str, Any], asked: Asked) -> Lines:
         expr = filled(target["expr"], asked.chosen, interval=f"{asked.step}s", span=span)
         answer = asked.prometheus.drawn(expr, start=asked.since, end=end, step=asked.step)
         for labels, points in answer.items():
-            found[_named(target["legendFormat"], dict(labels))] = [
+            found[legend(target["legendFormat"], dict(labels))] = [
                 (moment / 1000, value) for moment, value in points
             ]
     return dict(sorted(found.items()))
@@ -131,10 +131,10 @@ def _over_time(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
     shape = "hv" if custom.get("lineInterpolation") == "stepAfter" else "linear"
     stack = "one" if custom.get("stacking", {}).get("mode") == "normal" else None
     figure = go.Figure()
-    for legend, points in _lines(panel, asked).items():
+    for name, points in _lines(panel, asked).items():
         values = [value for _, value in points]
         line = {"shape": shape, "width": 2}
-        figure.add_scatter(x=_times(points), y=values, name=legend, line=line, mode="lines", stackgroup=stack)
+        figure.add_scatter(x=_times(points), y=values, name=name, line=line, mode="lines", stackgroup=stack)
     if custom.get("thresholdsStyle", {}).get("mode") == "line":
         figure.add_hline(y=0, line={"color": "#9fa7b3", "width": 1})
     unit = panel["fieldConfig"]["defaults"]["unit"]
@@ -143,7 +143,7 @@ def _over_time(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
 
 def _bands(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
     figure = go.Figure()
-    for legend, points in _lines(panel, asked).items():
+    for name, points in _lines(panel, asked).items():
         begin = 0
         for index in range(1, len(points) + 1):
             if index < len(points) and points[index][1] == points[begin][1]:
@@ -152,7 +152,7 @@ def _bands(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
             length = (points[index - 1][0] - points[begin][0] + asked.step) * 1000
             base = [dt.datetime.fromtimestamp(points[begin][0], dt.UTC)]
             bar = {"orientation": "h", "marker": {"color": color}, "text": text, "showlegend": False}
-            figure.add_bar(base=base, x=[length], y=[legend], insidetextanchor="middle", **bar)
+            figure.add_bar(base=base, x=[length], y=[name], insidetextanchor="middle", **bar)
             begin = index
     return figure.update_layout(barmode="overlay").update_xaxes(type="date")
 
@@ -160,7 +160,7 @@ def _bands(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
 def _latest(panel: Mapping[str, Any], asked: Asked) -> dict[str, float]:
     if all(target.get("instant") for target in panel["targets"]):
         return _now(panel, asked)
-    return {legend: points[-1][1] for legend, points in _lines(panel, asked).items() if points}
+    return {name: points[-1][1] for name, points in _lines(panel, asked).items() if points}
 
 
 def _now(panel: Mapping[str, Any], asked: Asked) -> dict[str, float]:
@@ -169,23 +169,17 @@ def _now(panel: Mapping[str, Any], asked: Asked) -> dict[str, float]:
     for target in panel["targets"]:
         expr = filled(target["expr"], asked.chosen, interval=f"{asked.step}s", span=span)
         for sample in asked.prometheus.query(expr):
-            found[_named(target["legendFormat"], sample.labels)] = sample.value
+            found[legend(target["legendFormat"], sample.labels)] = sample.value
     return dict(sorted(found.items()))
-
-
-def _named(legend: str, labels: Mapping[str, str]) -> str:
-    for name, value in labels.items():
-        legend = legend.replace(f"{{{{{name}}}}}", value)
-    return legend
 
 
 def _numbers(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
     figure = go.Figure().update_xaxes(visible=False, range=[0, 1]).update_yaxes(visible=False, range=[0, 1])
     latest = _latest(panel, asked)
     names = panel["options"]["textMode"]
-    for index, (legend, value) in enumerate(latest.items()):
+    for index, (name, value) in enumerate(latest.items()):
         text, color = _word(panel["fieldConfig"]["defaults"], value)
-        shown = {"name": legend, "value": text}.get(names, f"{text}<br><sub>{legend}</sub>")
+        shown = {"name": name, "value": text}.get(names, f"{text}<br><sub>{name}</sub>")
         place = {"x": (index + 0.5) / len(latest), "y": 0.5, "showarrow": False}
         figure.add_annotation(
             text=shown, font={"size": 22 if len(shown) < 30 else 14, "color": color}, **place

@@ -35,7 +35,7 @@ def run_rows(
         runs: Matchers of the other series; they may select more runs, whose rows are left out.
         numbers: Query of each further column, by its name.
     """
-    shown = f"{select(series.RUN_INFO, **info)}"
+    shown = select(series.RUN_INFO, **info)
     facts = f"max by ({', '.join(_FACTS)}, page) ({shown})"
     columns = {
         **numbers,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dashboard_support import DASHBOARDS, panels
-from drawing_support import Asked, drawn_dashboard, drawn_panel
+from drawing_support import ROW_PIXELS, WIDTH, Asked, drawn_dashboard, drawn_panel
 from page_support import CHROMIUM, chromium
 from panel_support import needs_grafana_data
 from prometheus_support import needs_prometheus
@@ -71,7 +71,7 @@ def test_the_pictures_are_taken(name: str, seen: Watched, tmp_path: Path) -> Non
     IMAGES.mkdir(parents=True, exist_ok=True)
     before = time.time()
     with chromium() as browser:
-        page = browser.new_page(viewport={"width": 1600, "height": lowest * 34 + 16})
+        page = browser.new_page(viewport={"width": WIDTH + 16, "height": lowest * ROW_PIXELS + 16})
         page.goto(page_file.as_uri())
         assert page.locator(".panel .main-svg").first.is_visible()
         assert page.locator(".panel").count() == len(panels(DASHBOARDS[name]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dashboard_support import DASHBOARDS, filled, panel_named, panels
+from dashboard_support import DASHBOARDS, filled, legend, panel_named, panels
 from prometheus_support import Sample, needs_prometheus
 from watched_support import BEST_EPOCH, CHOSEN, ENDED, GOOD, LONG, OVERFIT, Watched, watched
 
@@ -48,15 +48,9 @@ def test_a_panel_finds_data_of_what_was_chosen_only(name: str, panel: dict[str, 
 
 
 def _assert_told_apart(template: str, samples: list[Sample]) -> None:
-    legends = [_legend(template, dict(sample.labels)) for sample in samples]
+    legends = [legend(template, sample.labels) for sample in samples]
     assert len(set(legends)) == len(legends), f"two lines of one name: {legends}"
     assert "" not in legends
-
-
-def _legend(template: str, labels: dict[str, str]) -> str:
-    for name, value in labels.items():
-        template = template.replace(f"{{{{{name}}}}}", value)
-    return template
 
 
 @pytest.mark.parametrize("mark", ["Restarts", "World size", "Learning rate"])
