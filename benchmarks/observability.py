@@ -90,7 +90,7 @@ def evaluate(folder: Path, service: str, runs: int, count: int, *, variants: boo
             {
                 rule["name"]: len(rule["alerts"])
                 for rule in rules
-                if rule["alerts"] and "run_id" in rule["alerts"][0]["labels"]
+                if rule.get("alerts") and "run_id" in rule["alerts"][0]["labels"]
             }
         )
         slowest = max(rules, key=lambda rule: float(rule["evaluationTime"]))

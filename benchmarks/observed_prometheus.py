@@ -46,6 +46,19 @@ def _nothing(rule: Rule) -> Rule:
     return {**_plain_words(rule), "expr": "curvewatch_epoch < 0"}
 
 
+def _varied(rule: Rule, variant: str, records: Collection[str]) -> Rule:
+    """Return a rule whose series are others than those of the built rules, and that reads its variant's records."""
+    name = variant.replace(" ", "_")
+    if "record" in rule:
+        expr = "curvewatch_epoch < 0" if variant == NOTHING else rule["expr"]
+        return {"record": f"{rule['record']}_{name}", "expr": expr}
+    changed = VARIANTS[variant](rule)
+    expr = changed["expr"]
+    for record in records:
+        expr = expr.replace(record, f"{record}_{name}")
+    return {**changed, "expr": expr, "labels": {**rule["labels"], "variant": variant}}
+
+
 VARIANTS: Final[dict[str, Callable[[Rule], Rule]]] = {
     "without the owner": _without_owner,
     "plain words": _plain_words,
@@ -67,15 +80,12 @@ def load_variants(folder: Path, url: str) -> None:
         url: Of the Prometheus.
     """
     groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
-    for variant, changed in VARIANTS.items():
+    records = [rule["record"] for group in groups for rule in group["rules"] if "record" in rule]
+    for variant in VARIANTS:
         made = [
             {
                 "name": f"{group['name']}/{variant}",
-                # With a label of their own: their alerts are other series than those of the built rules.
-                "rules": [
-                    {**changed(rule), "labels": {**rule["labels"], "variant": variant}}
-                    for rule in group["rules"]
-                ],
+                "rules": [_varied(rule, variant, records) for rule in group["rules"]],
             }
             for group in groups
         ]
@@ -187,4 +197,4 @@ def rules_of(url: str) -> list[Rule]:
     failed = [f"{rule['name']}: {rule['lastError']}" for rule in rules if rule.get("lastError")]
     if failed:
         raise RuntimeError("rules fail: " + "; ".join(failed))
-    return [rule for rule in rules if "variant" not in rule["labels"]]
+    return [rule for rule in rules if "variant" not in rule.get("labels", {})]

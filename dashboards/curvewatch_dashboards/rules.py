@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from curvewatch_dashboards.alerts import all_alerts
+from curvewatch_dashboards.alerts import all_alerts, records
 from curvewatch_dashboards.knobs import Knobs
 
 
@@ -13,7 +13,13 @@ def rule_groups(knobs: Knobs) -> dict[str, object]:
     by_component = groupby(all_alerts(knobs), key=lambda alert: alert.component)
     return {
         "groups": [
-            {"name": f"curvewatch-{component}", "rules": [alert.rule(knobs.runbook) for alert in alerts]}
+            {
+                "name": f"curvewatch-{component}",
+                "rules": [
+                    *(record.rule() for record in records(component)),
+                    *(alert.rule(knobs.runbook) for alert in alerts),
+                ],
+            }
             for component, alerts in by_component
         ]
     }

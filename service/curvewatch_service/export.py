@@ -166,9 +166,7 @@ def run_samples(scraped: ScrapedRun, *, cluster: str, page: str) -> list[Sample]
     samples.append(Sample(series.GPU_SECONDS, gpu_seconds, {}))
     identity = {"run_id": run.run_id, "run": run.name}
     # Converted here, where what goes wrong costs this run only.
-    return [
-        sample._replace(value=float(sample.value), labels={**identity, **sample.labels}) for sample in samples
-    ]
+    return [Sample(sample.series, float(sample.value), {**identity, **sample.labels}) for sample in samples]
 
 
 def _wait(run: Run, awaited_since: datetime | None) -> Iterator[Sample]:

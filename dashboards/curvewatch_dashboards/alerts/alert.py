@@ -57,23 +57,49 @@ class Alert:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One recording rule: what several alerts of a group would otherwise work out each for itself."""
+
+    name: str
+    expr: str
+
+    def rule(self) -> dict[str, object]:
+        """Return the rule as Prometheus reads it."""
+        return {"record": self.name, "expr": self.expr}
+
+
 def runbook_anchor(alert: str) -> str:
     """Return the anchor that Markdown renderers give to the heading of an alert."""
     return alert.lower()
 
 
-def with_owner(expr: str) -> str:
-    """Return an expression on runs whose elements carry the run's owner."""
-    # topk keeps the join one-to-one: two info series of one run would otherwise fail the rule for all runs.
+INFO = f"topk by ({_RUN_KEYS}) (1, {select(series.RUN_INFO)})"
+"""Facts of each run. topk keeps a join one-to-one: two info series of one run would fail a rule for all runs."""
+
+STOPPED = f"max without (state) ({select(series.RUN_STATE, state='=~STOPPING|STOPPED')} == 1)"
+"""Runs that somebody stops: a person has acted there, and nothing is left to tell."""
+
+
+def with_owner(expr: str, *, info: str = INFO) -> str:
+    """Return an expression on runs whose elements carry the run's owner.
+
+    Args:
+        expr: Expression on runs.
+        info: The facts of each run, once.
+    """
     body = expr.strip("\n")
-    info = f"topk by ({_RUN_KEYS}) (1, {select(series.RUN_INFO)})"
     return f"(\n{body}\n)\n* on ({_RUN_KEYS}) group_left (owner)\n  {info}\n"
 
 
-def unless_stopped(left: Series) -> str:
-    """Drop a run that somebody stops: a person has acted, and nothing is left to tell."""
-    stopped = f"({select(series.RUN_STATE, state='=~STOPPING|STOPPED')} == 1)"
-    return f"unless {ignoring(left, series.RUN_STATE)}\n  {stopped}"
+def unless_stopped(left: Series, *, stopped: str = STOPPED) -> str:
+    """Drop a run that somebody stops.
+
+    Args:
+        left: Whose labels the expression so far has.
+        stopped: Those runs, with no label but a run's.
+    """
+    return f"unless {ignoring(left, series.EPOCH)}".rstrip() + f"\n  {stopped}"
 
 
 def has_verdict(left: Series, verdict: str) -> str:

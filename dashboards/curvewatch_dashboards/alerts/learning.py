@@ -16,8 +16,11 @@ from __future__ import annotations
 
 from curvewatch_dashboards.alerts.alert import (
     EPOCHS,
+    INFO,
     RUN,
+    STOPPED,
     Alert,
+    Record,
     Severity,
     has_verdict,
     latest,
@@ -27,6 +30,7 @@ from curvewatch_dashboards.alerts.alert import (
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.promql import ignoring, select
 from curvewatch_workers import series
+from curvewatch_workers.series import Series
 
 RANKING = (
     ("CurvewatchLossNotFinite",),
@@ -36,6 +40,12 @@ RANKING = (
     ("CurvewatchPlateau", "CurvewatchUnderfitting", "CurvewatchSlowConvergence", "CurvewatchUnstable"),
 )
 """What hides what, for the same run: an alert is not notified while one further up fires."""
+
+_OWNED = Record(name="run:curvewatch_run_info:topk", expr=INFO)
+_STOPPED = Record(name="run:curvewatch_run_state:stopped", expr=STOPPED)
+
+LEARNING_RECORDS = (_OWNED, _STOPPED)
+"""What each of these alerts reads of every run; ten times over it would be half of what they cost."""
 
 _LOSSES = (
     f"Train loss {latest(series.LOSS, split='train')}, validation {latest(series.LOSS, split='validation')}"
@@ -60,11 +70,15 @@ def _alert(knobs: Knobs, name: str, severity: Severity, expr: str, summary: str,
         name=f"Curvewatch{name}",
         severity=severity,
         component="learning",
-        expr=with_owner(expr),
+        expr=with_owner(expr, info=_OWNED.name),
         hold=knobs.hold,
         summary=summary,
         description=f"{RUN} {description}",
     )
+
+
+def _unless_stopped(left: Series) -> str:
+    return unless_stopped(left, stopped=_STOPPED.name)
 
 
 def _loss_not_finite(knobs: Knobs) -> Alert:
@@ -82,7 +96,7 @@ def _loss_not_finite(knobs: Knobs) -> Alert:
     or
     {select(epoch)} and ({select(since)} >= {knobs.nonfinite_epochs})
   )
-  {unless_stopped(epoch)}
+  {_unless_stopped(epoch)}
 """
     return _alert(
         knobs,
@@ -112,7 +126,7 @@ def _validation_loss_diverging(knobs: Knobs) -> Alert:
   and {ignoring(since_best, slope)}
   ({select(slope, split="validation")} > 0)
   {has_verdict(since_best, "diverging")}
-  {unless_stopped(since_best)}
+  {_unless_stopped(since_best)}
 """
     return _alert(
         knobs,
@@ -135,7 +149,7 @@ def _train_loss_diverging(knobs: Knobs) -> Alert:
   and {ignoring(counted, slope)}
   ({select(slope, split="train")} > 0)
   {has_verdict(counted, "diverging")}
-  {unless_stopped(counted)}
+  {_unless_stopped(counted)}
 """
     return _alert(
         knobs,
@@ -168,7 +182,7 @@ def _overfitting(knobs: Knobs) -> Alert:
   and
   ({train_rise} < {knobs.tolerated_train_rise} * {rise})
   {has_verdict(since_best, "overfitting")}
-  {unless_stopped(since_best)}
+  {_unless_stopped(since_best)}
 """
     return _alert(
         knobs,
@@ -188,7 +202,7 @@ def _overconfident(knobs: Knobs) -> Alert:
     expr = f"""\
   {select(since_best)} > {select(patience)}
   {has_verdict(since_best, "overconfident")}
-  {unless_stopped(since_best)}
+  {_unless_stopped(since_best)}
 """
     return _alert(
         knobs,
@@ -222,7 +236,7 @@ def _verdict_stands(knobs: Knobs, name: str, severity: Severity, verdict: str, s
     expr = f"""\
   {select(counted)} >= {select(patience)}
   {has_verdict(counted, verdict)}
-  {unless_stopped(counted)}
+  {_unless_stopped(counted)}
 """
     return _alert(
         knobs,
