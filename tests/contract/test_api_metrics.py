@@ -99,6 +99,18 @@ def test_the_scraper_chooses_the_format(api: ServedApi) -> None:
     assert answer.text.endswith("# EOF\n")
 
 
+def test_a_scraper_that_can_unpack_gets_less(api: ServedApi) -> None:
+    run_id = api.submit().json()["run_id"]
+    packed = api.request("GET", "/metrics", token="", headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert "Accept-Encoding" in packed.headers["Vary"]
+    assert run_id in packed.text
+    plain = api.request("GET", "/metrics", token="", headers={"Accept-Encoding": "identity"})
+    assert "Content-Encoding" not in plain.headers
+    assert run_id in plain.text
+    assert int(packed.headers["Content-Length"]) < len(plain.content) / 3
+
+
 def test_two_services_in_one_process_do_not_mix(api: ServedApi, tmp_path: Path) -> None:
     run_id = api.submit().json()["run_id"]
     with serve_api(tmp_path / "other") as other:
