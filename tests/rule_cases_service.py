@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 INGEST, COLLECTOR = "CurvewatchIngestErrors", "CurvewatchCollectorErrors"
-RECONCILE, ABSENT, WATCHDOG = "CurvewatchReconcileErrors", "CurvewatchMetricsAbsent", "CurvewatchWatchdog"
+RECONCILE, HISTORY = "CurvewatchReconcileErrors", "CurvewatchHistoryNotWritten"
+ABSENT, WATCHDOG = "CurvewatchMetricsAbsent", "CurvewatchWatchdog"
 TARGET = 'job="curvewatch",instance="service:8420"'
 UP = {f"up{{{TARGET}}}": "1x400", f'curvewatch_build_info{{{TARGET},version="1"}}': "1x400"}
 OTHER = 'job="curvewatch",instance="other:8420"'
@@ -15,6 +16,7 @@ COUNTERS = {
     INGEST: "curvewatch_ingest_errors_total",
     COLLECTOR: "curvewatch_collector_errors_total",
     RECONCILE: "curvewatch_reconcile_errors_total",
+    HISTORY: "curvewatch_remote_write_failures_total",
 }
 
 
@@ -84,6 +86,7 @@ SERVICE_CASES = (
     *of_errors(INGEST, tolerated=5),
     *of_errors(COLLECTOR, tolerated=0),
     *of_errors(RECONCILE, tolerated=5),
+    *of_errors(HISTORY, tolerated=10),
     ServiceCase(
         name="the service is down",
         alert=ABSENT,

@@ -42,6 +42,9 @@ class Knobs:
     """Refused or failed ingest requests, within that time, that are nothing yet: workers try again."""
     reconcile_errors: int = 5
     """Failed looks at a run, within that time, that are nothing yet: the cluster may be away for a moment."""
+    remote_write_failures: int = 10
+    """Failed remote writes, within that time, that are nothing yet: epochs wait, and one that is away for good is tried
+    every 15 to 30 s."""
     scrape_jobs: str = ".*curvewatch.*"
     """Regular expression of the names of the scrape jobs of the service."""
     runbook: str = "docs/runbook.md"

@@ -36,6 +36,14 @@ def service_alerts(knobs: Knobs) -> tuple[Alert, ...]:
             summary="The service cannot bring runs to where they should be.",
             what="looks at a run failed",
         ),
+        _errors(
+            knobs,
+            "HistoryNotWritten",
+            series.REMOTE_WRITE_FAILURES,
+            more_than=knobs.remote_write_failures,
+            summary="Epochs do not reach the remote-write receiver.",
+            what="remote writes failed",
+        ),
         _metrics_absent(knobs),
         _watchdog(),
     )
