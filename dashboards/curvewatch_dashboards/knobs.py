@@ -86,5 +86,8 @@ class Knobs:
     """How long Alertmanager waits for more alerts on a run before it tells the service."""
     service_group_interval: str = "15s"
     """How long it waits before it tells the service of a change to those."""
+    service_repeat_interval: str = "5m"
+    """How often it tells the service again of what fires: of some alerts the end is not told, and the service takes for
+    over what it has not heard of for a quarter of an hour (`CURVEWATCH_ALERT_SILENCE_SECONDS`)."""
     provisioned_folder: str = "/etc/grafana/curvewatch"
     """Where the built dashboards are mounted for a Grafana that is provisioned with files."""
