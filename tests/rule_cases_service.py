@@ -126,6 +126,17 @@ SERVICE_CASES = (
         checks=tuple((seconds, ()) for seconds in range(0, 3000, 60)),
     ),
     ServiceCase(
+        name="the curves cannot be scraped, which no alert reads",
+        alert=ABSENT,
+        kind="quiet",
+        series={
+            **UP,
+            'up{job="curvewatch-curves",instance="service:8420"}': "0x400",
+            f'up{{{TARGET},metrics_path="/metrics/curves"}}': "0x400",
+        },
+        checks=tuple((seconds, ()) for seconds in range(0, 3000, 60)),
+    ),
+    ServiceCase(
         name="it is back",
         alert=ABSENT,
         kind="resolves",

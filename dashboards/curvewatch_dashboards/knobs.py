@@ -44,6 +44,8 @@ class Knobs:
     """Failed looks at a run, within that time, that are nothing yet: the cluster may be away for a moment."""
     scrape_jobs: str = ".*curvewatch.*"
     """Regular expression of the names of the scrape jobs of the service."""
+    curves_jobs: str = ".*curvewatch.*curves.*"
+    """Regular expression of those among them that scrape its curves by epoch: no alert reads them."""
     runbook: str = "docs/runbook.md"
     """Where the runbook is published; put the full address here when it has one."""
     run_dashboard_uid: str = "curvewatch-run"
