@@ -7,6 +7,7 @@ write, their logs too, is in one folder, and stays there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.prometheus import prometheus_config
 from curvewatch_dashboards.rules import rule_groups
 from curvewatch_dashboards.yaml_text import yaml_file
+from curvewatch_service.embedded import EmbeddedRay
 from curvewatch_service.processes import is_running, start_time
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,7 @@ START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 90.0
 _POLL_SECONDS: Final = 0.1
 _LOG_LINES: Final = 15
+_SERVICE_FOLDER: Final = "service"
 _LARGEST_PORT: Final = 65535
 _DEBIAN: Final = {"prometheus": "prometheus", "prometheus-alertmanager": "prometheus-alertmanager"}
 
@@ -123,22 +126,28 @@ class Stack:
             self._wait(part, running[part.name])
         return [running[part.name] for part in parts]
 
-    def down(self) -> list[Running]:
-        """End everything, the last one first; return what was running.
+    def down(self) -> list[str]:
+        """End everything, the last one first; return the names of what was running.
 
         Raises:
             StackError: One does not end.
         """
         ended = self.running()[::-1]
         for one in ended:
-            os.kill(one.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
             while one.alive:
                 if time.monotonic() > deadline:
-                    raise StackError(f"{one.name} (process {one.pid}) has not ended in {STOP_SECONDS:.0f} s")
+                    raise StackError(
+                        f"{one.name} (process {one.pid}) has not ended in {STOP_SECONDS:.0f} s; `kill -9 {one.pid}` "
+                        "ends it, `make down` then the others"
+                    )
                 time.sleep(_POLL_SECONDS)
+        # The service ends its Ray itself, unless it was killed.
+        left = EmbeddedRay(self._folder / _SERVICE_FOLDER).stop()
         self._notes.unlink(missing_ok=True)
-        return ended
+        return [*(one.name for one in ended), *(["ray"] if left else [])]
 
     def _start(self, part: Part) -> Running:
         with (self._folder / f"{part.name}.log").open("ab") as log:
@@ -189,7 +198,7 @@ def parts_of(folder: Path, ports: Sequence[int], interval: str) -> list[Part]:
         StackError: A program is not installed.
     """
     service, prometheus, alertmanager = (f"127.0.0.1:{port}" for port in ports)
-    token = str(folder / "service" / "alerts-token")
+    token = str(folder / _SERVICE_FOLDER / "alerts-token")
     knobs = replace(
         Knobs(),
         scrape_interval=interval,
@@ -214,7 +223,7 @@ def parts_of(folder: Path, ports: Sequence[int], interval: str) -> list[Part]:
             name="curvewatch",
             url=f"http://{service}",
             ready="/healthz",
-            command=(*serve, "--data-dir", str(folder / "service")),
+            command=(*serve, "--data-dir", str(folder / _SERVICE_FOLDER)),
             # Where Alertmanager reads it, whatever the caller has chosen for a service of its own.
             environment={"CURVEWATCH_ALERTS_TOKEN_PATH": token},
         ),
@@ -305,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stack = Stack(folder)
     try:
         if options.what == "down":
-            ended = [one.name for one in stack.down()]
+            ended = stack.down()
             print(
                 f"Ended {', '.join(ended)}. Its data stays in {folder}." if ended else "Nothing was running."
             )
