@@ -14,6 +14,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session, aliased
@@ -56,21 +57,32 @@ class Noted:
     known: int
     without_run: int
     """Those on no run, or on one that is not here."""
+    stops: int
+    """Those for which a run was asked to stop."""
+
+
+class _Taken(NamedTuple):
+    """What became of one alert on a run that is here."""
+
+    new: bool
+    stops: bool
 
 
 def take_alerts(store: Store, notifications: Sequence[Notification]) -> Noted:
     """Note alerts, and stop the runs whose jobs say so."""
-    new = known = without_run = 0
+    new = known = without_run = stops = 0
     for told in notifications:
         outcome = _take(store, told)
         if outcome is None:
             without_run += 1
-        elif outcome:
+            continue
+        stops += outcome.stops
+        if outcome.new:
             new += 1
             store.counters.add(ALERTS_RECEIVED, told.status)
         else:
             known += 1
-    return Noted(new=new, known=known, without_run=without_run)
+    return Noted(new=new, known=known, without_run=without_run, stops=stops)
 
 
 def alerts_of(store: Store, run_id: str, *, silence_seconds: float) -> list[Alert]:
@@ -123,8 +135,8 @@ def _is_open(told_since: datetime) -> ColumnElement[bool]:
     return AlertRow.ended_at.is_(None) & (AlertRow.told_at >= told_since) & ~again.exists()
 
 
-def _take(store: Store, told: Notification) -> bool | None:
-    """Note one alert; return whether it was new, None when it is on no run that is here."""
+def _take(store: Store, told: Notification) -> _Taken | None:
+    """Note one alert; return what became of it, None when it is on no run that is here."""
     with store.write() as session:
         row = session.get(RunRow, told.run_id, with_for_update=True) if told.run_id else None
         if row is None:
@@ -141,7 +153,7 @@ def _take(store: Store, told: Notification) -> bool | None:
         # It may have ended meanwhile: then there is nothing to stop, and the other alerts are still to be noted.
         with contextlib.suppress(RunEndedError):
             store.stop(told.run_id, actor=ACTOR, control=Control.STOP_ON_ALERT, why=f"{told.name} fires")
-    return new
+    return _Taken(new=new, stops=stop)
 
 
 def _note(session: Session, run_id: str, told: Notification) -> bool:
