@@ -97,7 +97,7 @@ def alerts_of(store: Store, run_id: str, *, silence_seconds: float) -> list[Aler
     query = (
         select(AlertRow)
         .where(AlertRow.run_id == run_id)
-        .order_by(_is_open(told_since).desc(), AlertRow.started_at.desc(), AlertRow.fingerprint)
+        .order_by(_is_open(told_since).desc().nulls_last(), AlertRow.started_at.desc(), AlertRow.fingerprint)
         .limit(SHOWN)
     )
     with store.read() as session:
