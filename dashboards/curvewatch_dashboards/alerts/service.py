@@ -57,7 +57,8 @@ def _errors(knobs: Knobs, name: str, counted: Series, *, more_than: int, summary
     return _alert(
         name,
         "warning",
-        f"increase({select(counted)}[{knobs.errors_window}]) > {more_than}\n",
+        # Half an error more: between two scrapes Prometheus makes of five a little more than five.
+        f"increase({select(counted)}[{knobs.errors_window}]) > {more_than} + 0.5\n",
         knobs.service_hold,
         summary,
         f'{{{{ $value | printf "%.0f" }}}} {what} in {knobs.errors_window} at {{{{ $labels.instance }}}}; '
