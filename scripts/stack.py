@@ -7,6 +7,7 @@ write, their logs too, is in one folder, and stays there.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -17,8 +18,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.prometheus import prometheus_config
 from curvewatch_dashboards.rules import rule_groups
 from curvewatch_dashboards.yaml_text import yaml_file
+from curvewatch_service.embedded import EmbeddedRay
 from curvewatch_service.processes import is_running, start_time
 
 ROOT = Path(__file__).parents[1]
@@ -34,6 +36,8 @@ START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 90.0
 _POLL_SECONDS: Final = 0.1
 _LOG_LINES: Final = 15
+_SERVICE_FOLDER: Final = "service"
+_LARGEST_PORT: Final = 65535
 _DEBIAN: Final = {"prometheus": "prometheus", "prometheus-alertmanager": "prometheus-alertmanager"}
 
 
@@ -50,6 +54,8 @@ class Part:
     ready: str
     """Path that answers once it is ready."""
     command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What differs from the caller's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +82,34 @@ class Stack:
         self._notes = folder / "stack.json"
 
     def running(self) -> list[Running]:
-        """Return what is running, in the order in which it was started."""
+        """Return what is running, in the order in which it was started.
+
+        Raises:
+            StackError: What was noted cannot be read.
+        """
         if not self._notes.exists():
             return []
-        noted = [Running(**entry) for entry in json.loads(self._notes.read_text())]
+        try:
+            noted = [Running(**entry) for entry in json.loads(self._notes.read_text())]
+        except (OSError, ValueError, TypeError) as error:
+            raise StackError(
+                f"{self._notes}, which says what runs, cannot be read ({error}); end what still runs by hand, "
+                f"`pgrep -f {self._folder}` lists it, and remove that file"
+            ) from error
         return [one for one in noted if one.alive]
+
+    def require(self, urls: Mapping[str, str]) -> None:
+        """Do nothing unless something runs at another address than it is wanted at.
+
+        Raises:
+            StackError: It does.
+        """
+        for one in self.running():
+            if one.url != urls.get(one.name, one.url):
+                raise StackError(
+                    f"{one.name} runs already, at {one.url} and not at {urls[one.name]}; end it with `make down` "
+                    "first, or leave the ports as they are"
+                )
 
     def up(self, parts: Sequence[Part]) -> list[Running]:
         """Start what is not running, each once the one before it answers.
@@ -97,28 +126,35 @@ class Stack:
             self._wait(part, running[part.name])
         return [running[part.name] for part in parts]
 
-    def down(self) -> list[Running]:
-        """End everything, the last one first; return what was running.
+    def down(self) -> list[str]:
+        """End everything, the last one first; return the names of what was running.
 
         Raises:
             StackError: One does not end.
         """
         ended = self.running()[::-1]
         for one in ended:
-            os.kill(one.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one.pid, signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
             while one.alive:
                 if time.monotonic() > deadline:
-                    raise StackError(f"{one.name} (process {one.pid}) has not ended in {STOP_SECONDS:.0f} s")
+                    raise StackError(
+                        f"{one.name} (process {one.pid}) has not ended in {STOP_SECONDS:.0f} s; `kill -9 {one.pid}` "
+                        "ends it, `make down` then the others"
+                    )
                 time.sleep(_POLL_SECONDS)
+        # The service ends its Ray itself, unless it was killed.
+        left = EmbeddedRay(self._folder / _SERVICE_FOLDER).stop()
         self._notes.unlink(missing_ok=True)
-        return ended
+        return [*(one.name for one in ended), *(["ray"] if left else [])]
 
     def _start(self, part: Part) -> Running:
         with (self._folder / f"{part.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 part.command,
                 cwd=self._folder,
+                env={**os.environ, **part.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -139,7 +175,10 @@ class Stack:
             time.sleep(_POLL_SECONDS)
 
     def _note(self, running: Iterable[Running]) -> None:
-        self._notes.write_text(json.dumps([asdict(one) for one in running], indent=2))
+        # At once: killed in between, it would have lost what runs.
+        new = self._notes.with_suffix(".new")
+        new.write_text(json.dumps([asdict(one) for one in running], indent=2))
+        new.replace(self._notes)
 
     def _log_tail(self, part: Part) -> str:
         path = self._folder / f"{part.name}.log"
@@ -159,13 +198,14 @@ def parts_of(folder: Path, ports: Sequence[int], interval: str) -> list[Part]:
         StackError: A program is not installed.
     """
     service, prometheus, alertmanager = (f"127.0.0.1:{port}" for port in ports)
+    token = str(folder / _SERVICE_FOLDER / "alerts-token")
     knobs = replace(
         Knobs(),
         scrape_interval=interval,
         curves_interval=interval,
         service_url=f"http://{service}",
         alertmanager_address=alertmanager,
-        alerts_token_file=str(folder / "service" / "alerts-token"),
+        alerts_token_file=token,
         service_group_wait="1s",
         service_group_interval=interval,
         runbook=str(ROOT / "docs" / "runbook.md"),
@@ -183,7 +223,9 @@ def parts_of(folder: Path, ports: Sequence[int], interval: str) -> list[Part]:
             name="curvewatch",
             url=f"http://{service}",
             ready="/healthz",
-            command=(*serve, "--data-dir", str(folder / "service")),
+            command=(*serve, "--data-dir", str(folder / _SERVICE_FOLDER)),
+            # Where Alertmanager reads it, whatever the caller has chosen for a service of its own.
+            environment={"CURVEWATCH_ALERTS_TOKEN_PATH": token},
         ),
         Part(
             name="alertmanager",
@@ -234,6 +276,14 @@ def _require_free(part: Part) -> None:
             ) from error
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _LARGEST_PORT:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no port; give a whole number from 1 to {_LARGEST_PORT}"
+        )
+    return int(text)
+
+
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - an address of loopback
@@ -249,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / ".curvewatch", help="where all of it lies")
     parser.add_argument(
         "--ports",
-        type=int,
+        type=_port,
         nargs=3,
         default=(8420, 9090, 9093),
         metavar=("SERVICE", "PROMETHEUS", "ALERTMANAGER"),
@@ -258,15 +308,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--interval", default="5s", help="how often Prometheus scrapes and evaluates")
     options = parser.parse_args(arguments)
     folder = options.folder.absolute()
+    if len(set(options.ports)) < len(options.ports):
+        parser.error(f"--ports: {' '.join(map(str, options.ports))} has one twice; each part needs its own")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stack = Stack(folder)
     try:
         if options.what == "down":
-            ended = [one.name for one in stack.down()]
+            ended = stack.down()
             print(
                 f"Ended {', '.join(ended)}. Its data stays in {folder}." if ended else "Nothing was running."
             )
             return 0
+        urls = [f"http://127.0.0.1:{port}" for port in options.ports]
+        # Before the files of what runs are written anew.
+        stack.require(dict(zip(("curvewatch", "prometheus", "alertmanager"), urls, strict=True)))
         running = stack.up(parts_of(folder, options.ports, options.interval))
     except StackError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -46,9 +47,10 @@ class Alertmanager:
         except httpx.TransportError:
             return False
 
-    def tell(self, *alerts: Mapping[str, str]) -> None:
-        """Tell of firing alerts, each by its labels."""
-        body = [{"labels": dict(labels)} for labels in alerts]
+    def tell(self, *alerts: Mapping[str, str], ended: bool = False) -> None:
+        """Tell of firing alerts, or of ones that have ended, each by its labels."""
+        end = {"endsAt": datetime.now(UTC).isoformat()} if ended else {}
+        body = [{"labels": dict(labels), **end} for labels in alerts]
         self._http.post("/api/v2/alerts", json=body).raise_for_status()
 
     def alerts(self) -> list[dict[str, Any]]:

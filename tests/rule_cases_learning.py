@@ -37,6 +37,7 @@ def changed(values: tuple[float, ...], *, epoch: int, to: float) -> tuple[float,
 
 NOT_A_NUMBER = changed(U_SHAPED, epoch=14, to=math.nan)
 RECOVERS = changed(U_SHAPED, epoch=22, to=0.5)
+AT_ITS_BEST = changed(U_SHAPED, epoch=14, to=1.0)
 FALLS_BACK = (0.1, *(9.0 / epoch for epoch in range(1, 20)))
 COMES_BACK = changed(EXPLODING, epoch=18, to=0.05)
 IN_EUROPE = replace(OVERFIT, cluster="eu")
@@ -153,6 +154,7 @@ LEARNING_CASES = (
     ),
     quiet(OVERFITTING, "good fit on a noisy floor", replace(OVERFIT, verdict="good_fit")),
     quiet(OVERFITTING, "accuracy is kept: overconfident", replace(OVERFIT, verdict="overconfident")),
+    quiet(OVERFITTING, "back at its best, to the last digit", replace(OVERFIT, validation=AT_ITS_BEST)),
     quiet(OVERFITTING, "train loss rises as well", replace(OVERFIT, train=U_SHAPED)),
     quiet(OVERFITTING, "early noisy rise", replace(OVERFIT, verdict_from=31)),
     quiet(OVERFITTING, "validation loss is NaN", replace(OVERFIT, validation=NOT_A_NUMBER)),

@@ -8,6 +8,7 @@ from typing import Literal
 INGEST, COLLECTOR = "CurvewatchIngestErrors", "CurvewatchCollectorErrors"
 RECONCILE, HISTORY = "CurvewatchReconcileErrors", "CurvewatchHistoryNotWritten"
 ABSENT, WATCHDOG = "CurvewatchMetricsAbsent", "CurvewatchWatchdog"
+TOLERATED = "as few as are nothing yet"
 TARGET = 'job="curvewatch",instance="service:8420"'
 UP = {f"up{{{TARGET}}}": "1x400", f'curvewatch_build_info{{{TARGET},version="1"}}': "1x400"}
 OTHER = 'job="curvewatch",instance="other:8420"'
@@ -49,7 +50,7 @@ def of_errors(alert: str, tolerated: int) -> tuple[ServiceCase, ...]:
             alert=alert,
             kind="fires",
             series=counting(alert, grows),
-            checks=((300, ()), (900, told)),
+            checks=((600, ()), (900, told)),
         ),
         ServiceCase(
             name="two services, one has errors",
@@ -59,10 +60,10 @@ def of_errors(alert: str, tolerated: int) -> tuple[ServiceCase, ...]:
             checks=((900, told),),
         ),
         ServiceCase(
-            name="as few as are nothing yet",
+            name=TOLERATED,
             alert=alert,
             kind="quiet",
-            series=counting(alert, f"0x20 {max(tolerated - 1, 0)}x380"),
+            series=counting(alert, f"0x20 {tolerated}x380"),
             checks=tuple((seconds, ()) for seconds in range(0, 3000, 60)),
         ),
         ServiceCase(
@@ -126,6 +127,17 @@ SERVICE_CASES = (
         alert=ABSENT,
         kind="quiet",
         series={**UP, 'up{job="node",instance="n:9100"}': "0x400"},
+        checks=tuple((seconds, ()) for seconds in range(0, 3000, 60)),
+    ),
+    ServiceCase(
+        name="the curves cannot be scraped, which no alert reads",
+        alert=ABSENT,
+        kind="quiet",
+        series={
+            **UP,
+            'up{job="curvewatch-curves",instance="service:8420"}': "0x400",
+            f'up{{{TARGET},metrics_path="/metrics/curves"}}': "0x400",
+        },
         checks=tuple((seconds, ()) for seconds in range(0, 3000, 60)),
     ),
     ServiceCase(

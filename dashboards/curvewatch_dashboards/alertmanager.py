@@ -110,7 +110,7 @@ def routes(knobs: Knobs) -> dict[str, object]:
         "group_by": ["run_id"],
         "group_wait": knobs.service_group_wait,
         "group_interval": knobs.service_group_interval,
-        "repeat_interval": "1h",
+        "repeat_interval": knobs.service_repeat_interval,
         "continue": True,
     }
     always: dict[str, object] = {

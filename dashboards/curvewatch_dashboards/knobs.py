@@ -47,6 +47,8 @@ class Knobs:
     every 15 to 30 s."""
     scrape_jobs: str = ".*curvewatch.*"
     """Regular expression of the names of the scrape jobs of the service."""
+    curves_jobs: str = ".*curvewatch.*curves.*"
+    """Regular expression of those among them that scrape its curves by epoch: no alert reads them."""
     runbook: str = "docs/runbook.md"
     """Where the runbook is published; put the full address here when it has one."""
     run_dashboard_uid: str = "curvewatch-run"
@@ -89,5 +91,8 @@ class Knobs:
     """How long Alertmanager waits for more alerts on a run before it tells the service."""
     service_group_interval: str = "15s"
     """How long it waits before it tells the service of a change to those."""
+    service_repeat_interval: str = "5m"
+    """How often it tells the service again of what fires: of some alerts the end is not told, and the service takes for
+    over what it has not heard of for a quarter of an hour (`CURVEWATCH_ALERT_SILENCE_SECONDS`)."""
     provisioned_folder: str = "/etc/grafana/curvewatch"
     """Where the built dashboards are mounted for a Grafana that is provisioned with files."""

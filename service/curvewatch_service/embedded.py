@@ -80,8 +80,8 @@ class EmbeddedRay:
         """Let a `start` fail that is under way or still to come, until `stop`; any thread may call."""
         self._cancelled.set()
 
-    def stop(self, *, seconds: float = 10) -> None:
-        """End every process of the head, and of the jobs on it.
+    def stop(self, *, seconds: float = 10) -> bool:
+        """End every process of the head, and of the jobs on it; return whether there was one.
 
         Args:
             seconds: How long it may take to end by itself before it is killed.
@@ -91,9 +91,10 @@ class EmbeddedRay:
             self._trouble = "the service's own Ray has been stopped"
             state, self._state = self._state or self._read_state(), None
             if state is None:
-                return
+                return False
             self._end(state, seconds)
             self._state_path.unlink(missing_ok=True)
+            return True
 
     def _find(self) -> HeadState | None:
         """Return the state of a head that still answers; end what is left of one that does not."""

@@ -82,7 +82,9 @@ class _Pages:
         store = self._services.store
         snapshot = store.snapshot(run_id)
         records = store.epochs(run_id)
-        view = run_view(snapshot.run, snapshot.latest, alerts_of(store, run_id))
+        silence = self._services.settings.alert_silence_seconds
+        alerts = alerts_of(store, run_id, silence_seconds=silence)
+        view = run_view(snapshot.run, snapshot.latest, alerts)
         epochs = [epoch_view(record) for record in records]
         return _page(
             "run.html",

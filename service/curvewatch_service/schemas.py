@@ -125,7 +125,7 @@ class AlertView(View):
     """What to do about it; empty where nobody published it."""
     started_at: datetime
     ended_at: datetime | None
-    """Null while it fires."""
+    """Null while it fires; when it was told the last time, where its end was not."""
 
 
 class RunSummary(View):

@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Folder of the runs' own files, shared between the workers and the service."""
     alerts_token_path: AbsolutePath = Field(default_factory=lambda data: data["data_dir"] / "alerts-token")
     """File of the token with which Alertmanager tells of alerts; made at the first start."""
+    alert_silence_seconds: float = Field(default=900, gt=0, le=30 * 86400)
+    """How long an alert counts as firing after it was told the last time: Alertmanager tells it every five minutes."""
     ray_address: HttpUrl | None = None
     """URL of the Ray dashboard, such as `http://head:8265`; none starts a local Ray of its own."""
     ray_token_path: AbsolutePath | None = None

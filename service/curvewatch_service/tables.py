@@ -187,6 +187,8 @@ class AlertRow(Base):
     started_at: Mapped[datetime] = mapped_column(primary_key=True)
     ended_at: Mapped[datetime | None]
     """None until its end is told."""
+    told_at: Mapped[datetime | None]
+    """When it was told the last time, by the service's clock; None since a Curvewatch that did not keep it."""
     name: Mapped[str]
     severity: Mapped[str]
     summary: Mapped[str] = mapped_column(Text)

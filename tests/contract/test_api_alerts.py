@@ -216,9 +216,12 @@ def test_an_alert_stops_a_run_whose_job_says_so(api: ServedApi) -> None:
 )
 def test_an_alert_stops_no_other_run(api: ServedApi, policy: dict[str, object]) -> None:
     run_id = running(api, **policy)
+    woken = [*api.woken]
     tell(api, alert(run_id))
     assert api.request("GET", f"/api/v1/runs/{run_id}").json()["state"] == "RUNNING"
     assert shown(api, run_id) == [(NAME, None)]
+    # Alertmanager repeats itself: nothing is looked at anew because of it.
+    assert api.woken == woken
 
 
 def test_an_alert_that_is_over_stops_nothing(api: ServedApi) -> None:

@@ -111,6 +111,51 @@ def test_a_scraper_that_can_unpack_gets_less(api: ServedApi) -> None:
     assert int(packed.headers["Content-Length"]) < len(plain.content) / 3
 
 
+OPENMETRICS, PLAIN = "application/openmetrics-text; version=1.0.0", "text/plain; version=0.0.4"
+
+
+@pytest.mark.parametrize(
+    ("accept", "format_of_answer"),
+    [
+        ("", PLAIN),
+        ("*/*", PLAIN),
+        ("text/html", PLAIN),
+        (";;,=", PLAIN),
+        ("application/openmetrics-text", OPENMETRICS),
+        ("Application/OpenMetrics-Text;Version=1.0.0", OPENMETRICS),
+        # Prometheus 2 and 3, and Prometheus 3 that is told to prefer plain text.
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;"
+            "version=0.0.4;q=0.5,*/*;q=0.1",
+            OPENMETRICS,
+        ),
+        (
+            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,"
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.2",
+            OPENMETRICS,
+        ),
+        ("text/plain;version=0.0.4;q=0.6,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1", PLAIN),
+        ("application/openmetrics-text;q=0, text/plain", PLAIN),
+        ("text/plain;q=0.1, application/openmetrics-text;q=0.9", OPENMETRICS),
+        # What is not spoken here is passed over.
+        ("application/openmetrics-text;version=abc", PLAIN),
+        (
+            "application/openmetrics-text;version=9.0.0,application/openmetrics-text;version=1.0.0;q=0.5",
+            OPENMETRICS,
+        ),
+        ("application/openmetrics-text;q=much", PLAIN),
+    ],
+)
+def test_a_scraper_gets_the_format_that_it_likes_best(
+    api: ServedApi, accept: str, format_of_answer: str
+) -> None:
+    for path in ("/metrics", CURVES_PATH):
+        answer = api.request("GET", path, token="", headers={"Accept": accept})
+        assert answer.status_code == 200
+        assert answer.headers["Content-Type"].startswith(format_of_answer)
+        assert answer.text.endswith("# EOF\n") == (format_of_answer is OPENMETRICS)
+
+
 def test_two_services_in_one_process_do_not_mix(api: ServedApi, tmp_path: Path) -> None:
     run_id = api.submit().json()["run_id"]
     with serve_api(tmp_path / "other") as other:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,33 @@ def test_each_rank_keeps_those_below_quiet_and_none_beside_or_above_it(tmp_path:
             expected[name, run_id, ""] = "suppressed" if lower < place else "active"
             expected[other, run_id, ""] = "suppressed" if place < lower else "active"
         alertmanager.wait("each pair is as ranked", lambda: states(alertmanager) == expected)
+
+
+def test_the_service_is_told_again_of_what_fires_and_of_what_is_kept_quiet_no_more(tmp_path: Path) -> None:
+    """So that it can tell what is over: of what ends while it is kept quiet, nobody is told the end."""
+    knobs = replace(
+        Knobs(), service_group_wait="0s", service_group_interval="1s", service_repeat_interval="1s"
+    )
+    config = yaml.safe_load(outputs(knobs)["dashboards/curvewatch_dashboards/built/alertmanager.yaml"])
+    quiet, worse = "CurvewatchOverfitting", "CurvewatchLossNotFinite"
+    with receiving() as (url, told):
+
+        def heard() -> list[list[tuple[str, str]]]:
+            bodies = [json.loads(body)["alerts"] for _, body in told]
+            return [[(one["labels"]["alertname"], one["status"]) for one in alerts] for alerts in bodies]
+
+        (receiver,) = (one for one in config["receivers"] if one["name"] == TO_SERVICE)
+        receiver["webhook_configs"] = [{"url": url}]
+        with alerting(yaml.safe_dump(config), tmp_path) as alertmanager:
+            alertmanager.tell(learning(quiet))
+            alertmanager.wait("it is told twice", lambda: heard()[:2] == [[(quiet, "firing")]] * 2)
+            alertmanager.tell(learning(worse))
+            alertmanager.wait("the worse is told", lambda: [(worse, "firing")] in heard())
+            alertmanager.tell(learning(quiet), ended=True)
+            before = len(heard())
+            alertmanager.wait("two more notifications", lambda: len(heard()) >= before + 2)
+        assert all((quiet, "resolved") not in alerts for alerts in heard())
+        assert heard()[-1] == [(worse, "firing")]
 
 
 def test_every_alert_on_a_run_reaches_its_owner_and_the_service(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,12 @@ def test_what_is_up_stays_up_and_a_taken_port_is_told(stack: RunningStack, tmp_p
     assert again.returncode == 0, again.stderr
     for url in (stack.service_url, stack.alertmanager_url, f"http://127.0.0.1:{stack.ports[1]}"):
         assert url in again.stdout
+    moved = replace(stack, ports=(stack.ports[0], stack.ports[2], stack.ports[1])).call("up")
+    assert moved.returncode == 1
+    assert moved.stderr.startswith(
+        f"error: alertmanager runs already, at {stack.alertmanager_url} and not at"
+    )
+    assert str(stack.ports[2]) in (stack.folder / "prometheus.yaml").read_text(), "nothing was written anew"
     other = stack.__class__(tmp_path, stack.ports, stack.environment, stack.prometheus)
     taken = other.call("up")
     assert taken.returncode == 1

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from curvewatch_service.embedded import EmbeddedRay
 from curvewatch_service.errors import ClusterUnavailableError
 from curvewatch_service.planning import JobRequest
 from ray_support import until
+from stack_support import call
 
 
 @pytest.fixture
@@ -205,3 +207,23 @@ def test_an_unreadable_state_file_does_not_keep_the_service_from_starting(
     ray = EmbeddedRay(data_dir)
     ray.stop()
     assert "cannot be read" in caplog.text
+
+
+def test_what_a_killed_service_has_left_ends_with_its_stack(tmp_path: Path) -> None:
+    left = tmp_path / "service"
+    left.mkdir()
+    try:
+        begin = (
+            "from curvewatch_service.embedded import EmbeddedRay, Path; import sys; "
+            "EmbeddedRay(Path(sys.argv[1])).start()"
+        )
+        subprocess.run([sys.executable, "-c", begin, str(left)], check=True, timeout=240)
+        state = _state(left)
+        assert _family(state)
+        done = call(tmp_path, (1, 2, 3), dict(os.environ), "down")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"Ended ray. Its data stays in {tmp_path}.\n"
+        assert _family(state) == []
+        assert call(tmp_path, (1, 2, 3), dict(os.environ), "down").stdout == "Nothing was running.\n"
+    finally:
+        EmbeddedRay(left).stop(seconds=2)

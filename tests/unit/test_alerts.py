@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,8 +19,9 @@ from curvewatch_service.alerts import ACTOR, SHOWN, Alert, alerts_of, take_alert
 from curvewatch_service.errors import SettingsError
 from curvewatch_service.first_token import provide_alerts_token
 from curvewatch_service.notifications import Notification
+from curvewatch_service.runs import RunState
 from curvewatch_service.settings import Settings
-from curvewatch_service.store import Store
+from curvewatch_service.store import Run, Store
 from curvewatch_workers.contract import ALERTS_ON_RUNS, Control, Outcome
 from curvewatch_workers.decisions import ending_after
 from curvewatch_workers.diagnosis import Verdict
@@ -53,6 +55,7 @@ def told(start: int, *, resolved: bool, which: str = "a", run_id: str = "digits-
 
 
 NUMBERS = count()
+HOUR = 3600.0
 TELLINGS = st.lists(
     st.builds(told, st.sampled_from([0, 10, 20]), resolved=st.booleans(), which=st.sampled_from("ab")),
     max_size=12,
@@ -74,7 +77,7 @@ def test_what_is_shown_depends_on_what_was_told_and_not_on_when(
         assert noted.new + noted.known == len(notifications)
         events = [event for event in store.events(run_id) if event.actor == ACTOR]
         by_time = sorted((event.time, event.reason, event.message) for event in events)
-        shown.append((alerts_of(store, run_id), by_time))
+        shown.append((alerts_of(store, run_id, silence_seconds=HOUR), by_time))
     assert shown[0] == shown[1]
     alerts = shown[0][0]
     ended = {(one.fingerprint, one.started_at) for one in tellings if one.ended_at is not None}
@@ -91,7 +94,7 @@ def test_what_is_shown_depends_on_what_was_told_and_not_on_when(
 def test_as_many_alerts_are_shown_as_a_page_can_take(store: Store) -> None:
     new_run(store)
     take_alerts(store, [told(10 * number, resolved=True) for number in range(SHOWN + 5)])
-    alerts = alerts_of(store, "digits-1")
+    alerts = alerts_of(store, "digits-1", silence_seconds=HOUR)
     assert len(alerts) == SHOWN
     assert alerts[0] == Alert(
         name="Alerta",
@@ -102,6 +105,58 @@ def test_as_many_alerts_are_shown_as_a_page_can_take(store: Store) -> None:
         started_at=START + timedelta(minutes=10 * (SHOWN + 4)),
         ended_at=START + timedelta(minutes=10 * (SHOWN + 4) + 3),
     )
+
+
+def test_one_that_fires_is_shown_before_as_many_as_have_ended_since(store: Store) -> None:
+    new_run(store)
+    take_alerts(store, [told(0, resolved=False, which="b")])
+    take_alerts(store, [told(10 * number, resolved=True) for number in range(1, SHOWN + 5)])
+    # As often begun anew, and its end never told.
+    take_alerts(store, [told(10 * number, resolved=False, which="c") for number in range(1, SHOWN + 5)])
+    first, second, *others = alerts_of(store, "digits-1", silence_seconds=HOUR)
+    assert [(first.name, first.ended_at), (second.name, second.ended_at)] == [
+        ("Alertc", None),
+        ("Alertb", None),
+    ]
+    assert len(others) == SHOWN - 2
+    assert None not in [one.ended_at for one in others]
+
+
+def test_what_is_told_no_longer_is_over(store: Store) -> None:
+    new_run(store)
+    before = datetime.now(UTC)
+    take_alerts(store, [told(0, resolved=False)])
+    (fires,) = alerts_of(store, "digits-1", silence_seconds=HOUR)
+    assert fires.ended_at is None
+    (over,) = alerts_of(store, "digits-1", silence_seconds=1e-6)
+    assert over.ended_at is not None
+    assert over.ended_at >= before, "it fired when it was told"
+    # Told again it fires again, and is nothing new.
+    noted = take_alerts(store, [told(0, resolved=False)])
+    assert noted.known == 1
+    (again,) = alerts_of(store, "digits-1", silence_seconds=1e-6)
+    assert again.ended_at is not None
+    assert again.ended_at > over.ended_at
+
+
+def test_a_run_that_ends_before_its_alert_stops_it_costs_no_other_alert(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_run(store, policy={"on_alert": {"Alerta": "stop"}})
+    new_run(store, "digits-2")
+    store.begin_submission("digits-1")
+    really_stop = Store.stop
+
+    def ends_first(self: Store, run_id: str, **how: Any) -> Run:
+        gone = "its job is gone"
+        self.transition(run_id, RunState.FAILED, expected=[RunState.STARTING], reason=gone, message=gone)
+        return really_stop(self, run_id, **how)
+
+    monkeypatch.setattr(Store, "stop", ends_first)
+    noted = take_alerts(store, [told(0, resolved=False), told(0, resolved=False, run_id="digits-2")])
+    assert noted.new == 2
+    assert store.run("digits-1").state is RunState.FAILED
+    assert len(alerts_of(store, "digits-2", silence_seconds=HOUR)) == 1
 
 
 def test_jobs_may_name_the_alerts_that_there_are() -> None:

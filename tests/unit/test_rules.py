@@ -17,7 +17,7 @@ from curvewatch_dashboards.rules import rule_groups
 from curvewatch_workers import series
 from rule_cases_learning import DIVERGED, DIVERGING, LEARNING_CASES, OVERFIT, OVERFITTING
 from rule_cases_runs import END, EXACTNESS_CASES, HANGS, HEALTHY, RUN_CASES, SLOW_RANK, STALLED, STRAGGLER
-from rule_cases_service import ABSENT, SERVICE_CASES, WATCHDOG, ServiceCase
+from rule_cases_service import ABSENT, SERVICE_CASES, TOLERATED, WATCHDOG, ServiceCase
 from rule_support import (
     ALERTS,
     PROMTOOL,
@@ -63,6 +63,22 @@ def test_alert_on_the_service(case: ServiceCase, tmp_path: Path) -> None:
         for seconds, firing in case.checks
     ]
     series_of_case = [{"series": name, "values": values} for name, values in case.series.items()]
+    evaluate(tmp_path, series_of_case, STEP, promql_expr_test=tests)
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    "case", [case for case in SERVICE_CASES if case.name == TOLERATED], ids=lambda case: case.alert
+)
+def test_as_few_errors_as_are_nothing_are_so_between_two_scrapes_too(
+    case: ServiceCase, tmp_path: Path
+) -> None:
+    """Prometheus extrapolates there: of five errors it makes a little more."""
+    (alert,) = (one for one in ALERTS if one.name == case.alert)
+    series_of_case = [{"series": name, "values": values} for name, values in case.series.items()]
+    tests = [
+        {"expr": alert.expr, "eval_time": f"{seconds}s", "exp_samples": []} for seconds in range(605, 995, 13)
+    ]
     evaluate(tmp_path, series_of_case, STEP, promql_expr_test=tests)
 
 

@@ -6,7 +6,7 @@ from curvewatch_dashboards.alerts.alert import Alert, Severity
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.promql import select
 from curvewatch_workers import series
-from curvewatch_workers.series import Series
+from curvewatch_workers.series import CURVES_PATH, Series
 
 
 def service_alerts(knobs: Knobs) -> tuple[Alert, ...]:
@@ -65,7 +65,8 @@ def _errors(knobs: Knobs, name: str, counted: Series, *, more_than: int, summary
     return _alert(
         name,
         "warning",
-        f"increase({select(counted)}[{knobs.errors_window}]) > {more_than}\n",
+        # Half an error more: between two scrapes Prometheus makes of five a little more than five.
+        f"increase({select(counted)}[{knobs.errors_window}]) > {more_than} + 0.5\n",
         knobs.service_hold,
         summary,
         f'{{{{ $value | printf "%.0f" }}}} {what} in {knobs.errors_window} at {{{{ $labels.instance }}}}; '
@@ -78,7 +79,8 @@ def _metrics_absent(knobs: Knobs) -> Alert:
 
     Both arms are needed: a target that is down is still a target, and one that is not configured any more has no `up`.
     """
-    down = f'up{{job=~"{knobs.scrape_jobs}"}} == 0'
+    # Not the curves, which no alert reads; a ServiceMonitor tells their target by its path.
+    down = f'up{{job=~"{knobs.scrape_jobs}",job!~"{knobs.curves_jobs}",metrics_path!="{CURVES_PATH}"}} == 0'
     return _alert(
         "MetricsAbsent",
         "critical",

@@ -70,5 +70,6 @@ def take(request: Request, body: Annotated[bytes, Depends(_body)]) -> NotedView:
         )
     services = services_of(request)
     noted = take_alerts(services.store, notifications)
-    services.notify()
+    if noted.stops:
+        services.notify()
     return NotedView(new=noted.new, known=noted.known, without_run=noted.without_run)

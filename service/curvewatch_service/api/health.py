@@ -18,6 +18,14 @@ from curvewatch_service.schemas import View
 from curvewatch_workers.series import CURVES_PATH
 
 CLUSTER_WAIT_SECONDS = 0.5
+_VERSIONS = {
+    "application/openmetrics-text": ("", "1.0.0"),
+    "text/plain": ("", "0.0.4", "1.0.0"),
+    "text/*": ("",),
+    "*/*": ("",),
+}
+"""Versions of each format that can be answered; empty where the scraper names none."""
+_PASSED_ON = frozenset({"version", "escaping"})
 router = APIRouter()
 
 
@@ -77,6 +85,29 @@ def readyz(request: Request) -> ReadyView:
     return ReadyView(cluster=probe.state())
 
 
+def preferred_format(accept: str) -> str:
+    """Return the one range of an Accept header that a scraper likes best, of those that can be answered.
+
+    The library reads neither the weights (`q`) nor a version that is no number. Empty, which is Prometheus' plain text,
+    where there is none.
+    """
+    best, most = "", 0.0
+    for accepted in accept.split(","):
+        kind, *parameters = (part.strip().lower() for part in accepted.split(";"))
+        given = dict(parameter.partition("=")[::2] for parameter in parameters)
+        try:
+            weight = float(given.get("q", "1"))
+        except ValueError:
+            continue
+        version = given.get("version", "")
+        if version in _VERSIONS.get(kind, ()) and weight > most:
+            best, most = (
+                ";".join([kind, *(f"{name}={given[name]}" for name in _PASSED_ON & given.keys())]),
+                weight,
+            )
+    return best
+
+
 @router.get("/metrics", response_class=Response)
 def metrics(request: Request) -> Response:
     """Return every series but the curves, in the format that the scraper prefers."""
@@ -90,7 +121,7 @@ def curves(request: Request) -> Response:
 
 
 def _exposition(request: Request, registry: CollectorRegistry) -> Response:
-    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    encode, content_type = choose_encoder(preferred_format(request.headers.get("Accept", "")))
     body, headers = encode(registry), {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
     if gzip_accepted(request.headers.get("Accept-Encoding", "")):
         # A tenth of 6 kB a run. The lowest level: higher ones pack little more of this, and take longer by far.

@@ -129,9 +129,11 @@ def _parse_state(label: str) -> RunState:
 @router.get("/runs/{run_id}")
 def show_run(request: Request, run_id: str) -> RunView:
     """Show a run."""
-    store = services_of(request).store
-    snapshot = store.snapshot(run_id)
-    return run_view(snapshot.run, snapshot.latest, alerts_of(store, run_id))
+    services = services_of(request)
+    snapshot = services.store.snapshot(run_id)
+    silence = services.settings.alert_silence_seconds
+    alerts = alerts_of(services.store, run_id, silence_seconds=silence)
+    return run_view(snapshot.run, snapshot.latest, alerts)
 
 
 @router.get("/runs/{run_id}/epochs")
