@@ -64,6 +64,7 @@ def _add_runs(grid: Grid, knobs: Knobs) -> None:
                 "Best validation loss": select(series.BEST_VALIDATION_LOSS),
                 "Epochs since best": select(series.EPOCHS_SINCE_BEST),
             },
+            ended=False,
         ),
     )
 

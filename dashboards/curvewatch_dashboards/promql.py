@@ -8,7 +8,7 @@ from curvewatch_workers.series import Series
 def select(series: Series, **matchers: str) -> str:
     """Return the selector of a series, as in `curvewatch_loss{split="validation"}`.
 
-    A value that starts with `=`, `!` or `~` brings its own operator (`=~a|b` needs no escaping); any other is
+    A value that starts with `=~`, `!~` or `!=` brings its own operator (`=~a|b` needs no escaping); any other is
     compared with `=`.
 
     Raises:
@@ -19,6 +19,14 @@ def select(series: Series, **matchers: str) -> str:
             raise ValueError(f"{series.name} has no label {label!r}; it has {', '.join(series.labels)}")
     inner = ",".join(f"{label}{_operator(value)}" for label, value in matchers.items())
     return f"{series.name}{{{inner}}}" if inner else series.name
+
+
+def lately(selector: str) -> str:
+    """Return the latest value of each element in the time that a dashboard shows.
+
+    For what is asked for once, as of the end of that time: a run that has left `/metrics` by then would be missing.
+    """
+    return f"last_over_time({selector}[$__range])"
 
 
 def _operator(value: str) -> str:

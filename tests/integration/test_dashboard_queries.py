@@ -53,6 +53,35 @@ def _assert_told_apart(template: str, samples: list[Sample]) -> None:
     assert "" not in legends
 
 
+@pytest.mark.parametrize(
+    ("name", "panel"),
+    [
+        (name, panel)
+        for name, panel in PANELS
+        if panel["type"] in ("table", "trend") and name in ("run", "compare")
+    ],
+    ids=lambda one: one if isinstance(one, str) else one["title"],
+)
+def test_runs_that_have_left_metrics_are_still_drawn(name: str, panel: dict[str, Any], seen: Watched) -> None:
+    """An hour later no run is on /metrics any more; the chosen time still has them."""
+    for target in panel["targets"]:
+        query = filled(target["expr"], CHOSEN[name], interval=INTERVAL, span="3h")
+        samples = seen.prometheus.query(query, at=time.time() + 3600)
+        assert {one.labels["run_id"] for one in samples if "run_id" in one.labels} <= set(
+            CHOSEN[name]["run_id"].split("|")
+        )
+        assert samples, query
+
+
+@pytest.mark.parametrize("panel", panels(DASHBOARDS["compare"]), ids=lambda panel: panel["title"])
+def test_all_runs_of_an_owner_are_those_of_the_owner(panel: dict[str, Any], seen: Watched) -> None:
+    """Of all runs Grafana says `.*` only, whoever's they are."""
+    everything = {**CHOSEN["compare"], "run": ".*", "run_id": ".*"}
+    for chosen, found in (({}, True), ({"owner": "nobody"}, False), ({"cluster": "elsewhere"}, False)):
+        shown = seen.prometheus.query(filled(panel["targets"][0]["expr"], {**everything, **chosen}))
+        assert bool(shown) == found, chosen
+
+
 @pytest.mark.parametrize("mark", ["Restarts", "World size", "Learning rate"])
 def test_what_happened_is_marked_once(mark: str, seen: Watched) -> None:
     ((moment, value),) = next(iter(_drawn(mark, seen).values()))
