@@ -21,6 +21,15 @@ def select(series: Series, **matchers: str) -> str:
     return f"{series.name}{{{inner}}}" if inner else series.name
 
 
+def one_of(series: Series, selector: str) -> str:
+    """Return each element of a selector of a series once.
+
+    A service whose pod was replaced, or a second one on the same database, is another `instance`: a panel over time
+    would draw each line twice and show numbers of before beside those of now.
+    """
+    return f"max by ({', '.join(series.labels)}) ({selector})"
+
+
 def lately(selector: str) -> str:
     """Return the latest value of each element in the time that a dashboard shows.
 

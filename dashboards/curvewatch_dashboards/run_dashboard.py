@@ -17,7 +17,7 @@ from curvewatch_dashboards.panels import (
     timeline,
     zero_line,
 )
-from curvewatch_dashboards.promql import lately, select
+from curvewatch_dashboards.promql import lately, one_of, select
 from curvewatch_dashboards.run_table import PAGE
 from curvewatch_dashboards.transformations import arranged, only
 from curvewatch_dashboards.variables import CHOSEN, choice, dashboard
@@ -138,7 +138,7 @@ def _add_progress(grid: Grid) -> None:
             "Alerts",
             "Alerts on the run that were firing; empty while there is none. The runbook has an entry for each.",
             Query(
-                expr=select(foreign.ALERTS, **_RUN, alertstate="firing"),
+                expr=one_of(foreign.ALERTS, select(foreign.ALERTS, **_RUN, alertstate="firing")),
                 legend="{{alertname}} ({{severity}})",
             ),
             FIRING,
@@ -291,4 +291,4 @@ def _gpu_panel(title: str, description: str, what: Series) -> timeseries.Panel:
 
 
 def _query(what: Series, legend: str) -> Query:
-    return Query(expr=select(what, **_RUN), legend=legend)
+    return Query(expr=one_of(what, select(what, **_RUN)), legend=legend)

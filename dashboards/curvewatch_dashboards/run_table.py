@@ -73,9 +73,8 @@ def _columns(
     numbers: Mapping[str, str], runs: Mapping[str, str], seen: Callable[[str], str]
 ) -> dict[str, str]:
     """Return the query of each column, with one element for each run."""
-    found = {
-        **{name: seen(selector) for name, selector in numbers.items()},
+    return {
+        **{name: f"max by (run_id) ({seen(selector)})" for name, selector in numbers.items()},
         "Verdict": word_of(series.VERDICT, "verdict", VERDICTS, runs, seen=seen),
         "State": word_of(series.RUN_STATE, "state", STATES, runs, seen=seen),
     }
-    return {name: f"max by (run_id) (\n{expr}\n)" for name, expr in found.items()}

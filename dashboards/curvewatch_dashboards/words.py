@@ -62,7 +62,7 @@ def word_of(
     *,
     seen: Callable[[str], str] = str,
 ) -> str:
-    """Return the query whose value is the place of the word whose series is 1.
+    """Return the query whose value, for each run, is the place of the word whose series is 1.
 
     Args:
         what: The series.
@@ -75,4 +75,4 @@ def word_of(
         f"{index} * ({seen(select(what, **matchers, **{label: word}))} == 1)"
         for index, word in enumerate(words)
     )
-    return f"max without ({label}) (\n  " + "\n  or ".join(terms) + "\n)"
+    return "max by (run_id) (\n  " + "\n  or ".join(terms) + "\n)"

@@ -21,6 +21,7 @@ from curvewatch_dashboards.words import STATES, VERDICTS
 from curvewatch_service.runs import RunState
 from curvewatch_workers import series
 from curvewatch_workers.diagnosis import Verdict
+from curvewatch_workers.series import Kind
 from dashboard_support import (
     DASHBOARDS,
     DATASOURCE,
@@ -32,7 +33,7 @@ from dashboard_support import (
     panels,
 )
 from drawing_support import KINDS
-from rule_support import ALERTS, PROMTOOL, ScrapedRun, needs_promtool, run_promtool
+from rule_support import ALERTS, PROMTOOL, ScrapedRun, evaluate, needs_promtool, run_promtool
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT.parent / "shared" / "schemas" / "grafana-foundation-sdk"
@@ -263,6 +264,44 @@ def test_prometheus_parses_every_query(dashboard: dict[str, Any], tmp_path: Path
     assert f"{len(rules)} rules found" in done.stdout
 
 
+@needs_promtool
+@by_dashboard
+def test_a_line_is_one_whatever_address_the_service_has(dashboard: dict[str, Any], tmp_path: Path) -> None:
+    """A pod that is replaced, or a second service, is another instance with the same series."""
+    checks = []
+    for panel in panels(dashboard):
+        for target in panel["targets"]:
+            names = re.findall(r"{{(\w+)}}", target.get("legendFormat", ""))
+            if "instance" in names or "Hostname" in names or target.get("format") == "table":
+                continue
+            expr = filled(target["expr"], {**CHOSEN, "cluster": ".*", "owner": ".*"})
+            several = f"count by ({', '.join(names)}) (\n{expr}\n) > 1"
+            checks += [
+                {"expr": query, "eval_time": "10m", "exp_samples": []}
+                for query in (several, f"absent(\n{expr}\n)")
+            ]
+    labels = {
+        "run_id": "r-1",
+        "run": "digits",
+        "split": "train",
+        "state": "RUNNING",
+        "verdict": "good_fit",
+        "alertstate": "firing",
+        "le": "+Inf",
+    }
+    inputs = []
+    for one in TABLE.values():
+        histogram = one.kind is Kind.HISTOGRAM
+        told = {name: labels.get(name, "x") for name in (*one.labels, *(["le"] if histogram else ()))}
+        for instance in ("10.0.0.1:8420", "10.0.0.2:8420"):
+            shown = {"job": "curvewatch", "instance": instance, **told}
+            pairs = ",".join(f"{name}={json.dumps(value)}" for name, value in shown.items())
+            name = f"{one.name}_bucket" if histogram else one.name
+            values = "1x60" if one.kind is Kind.GAUGE else "0+1x60"
+            inputs.append({"series": f"{name}{{{pairs}}}", "values": values})
+    evaluate(tmp_path, inputs, 15, promql_expr_test=checks)
+
+
 @by_dashboard
 def test_a_dashboard_keeps_grafanas_rules(dashboard: dict[str, Any]) -> None:
     assert lint(dashboard) == []
@@ -315,11 +354,10 @@ def test_the_band_of_verdicts_shows_the_word_of_the_current_one(verdict: Verdict
     value = next(
         int(key) for key, word in mapping["options"].items() if word["text"] == VERDICTS[verdict].text
     )
-    labels = ",".join(f'{name}="{label}"' for name, label in run.labels.items())
     check = {
         "expr": target["expr"].replace("$run_id", run.run_id),
         "eval_time": "180s",
-        "exp_samples": [{"labels": f"{{{labels}}}", "value": value}],
+        "exp_samples": [{"labels": f'{{run_id="{run.run_id}"}}', "value": value}],
     }
     run_promtool(tmp_path, (run,), 180, 15, promql_expr_test=[check])
 
