@@ -94,6 +94,7 @@ def by_epoch(title: str, description: str, expr: str, line: str, *, unit: str = 
         # Of a long curve not every epoch is there, and lines go on between two of them.
         .span_nulls(True)
         .show_points(common.VisibilityMode.AUTO)
+        .no_value("No such curve in the chosen time, or Prometheus does not scrape /metrics/curves")
     )
 
 

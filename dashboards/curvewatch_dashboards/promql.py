@@ -30,12 +30,12 @@ def one_of(series: Series, selector: str) -> str:
     return f"max by ({', '.join(series.labels)}) ({selector})"
 
 
-def lately(selector: str) -> str:
-    """Return the latest value of each element in the time that a dashboard shows.
+def lately(selector: str, *, window: str = "$__range") -> str:
+    """Return the latest value of each element in a time, by default the one that a dashboard shows.
 
     For what is asked for once, as of the end of that time: a run that has left `/metrics` by then would be missing.
     """
-    return f"last_over_time({selector}[$__range])"
+    return f"last_over_time({selector}[{window}])"
 
 
 def _operator(value: str) -> str:
