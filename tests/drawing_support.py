@@ -48,7 +48,7 @@ _UNITS = {
     "percent": " %",
     "celsius": " °C",
     "watt": " W",
-    "h": " h",
+    "suffix:GPU-h": " GPU-h",
     "mbytes": " MiB",
     "cps": "/s",
 }

@@ -114,7 +114,8 @@ def _add_cost(grid: Grid) -> None:
             "GPU-hours",
             "GPU time of epochs that finished in the chosen time, by owner; a replayed epoch counts once.",
             Query(expr=f"sum by (owner) (\n{by_owner(hours, window='$__range')}\n)", legend="{{owner}}"),
-            unit=units.Hours,
+            # Grafana makes days of 24 hours, and weeks.
+            unit="suffix:GPU-h",
         ),
     )
 

@@ -202,6 +202,19 @@ def test_what_a_transformation_names_is_an_answer_of_its_queries(name: str, pane
     assert (panel["type"] == "trend") == ("groupingToMatrix" in steps)
 
 
+@by_panel
+def test_a_panel_over_time_has_the_unit_of_its_series(name: str, panel: dict[str, Any]) -> None:
+    names = {one for target in panel["targets"] for one in re.findall(r"\w+", target["expr"])}
+    found = {TABLE[one.removesuffix("_bucket")].unit for one in names if one.removesuffix("_bucket") in TABLE}
+    if panel["type"] == "timeseries" and found & {"s", "bytes", "percent", "mbytes", "watt", "celsius"}:
+        assert {panel["fieldConfig"]["defaults"]["unit"]} == found, name
+
+
+def test_gpu_hours_stay_hours() -> None:
+    """Of its own unit of hours Grafana makes days from 24 on, and weeks."""
+    assert panel_named("fleet", "GPU-hours")["fieldConfig"]["defaults"]["unit"] == "suffix:GPU-h"
+
+
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_a_dashboard_has_a_picture_in_the_documents(name: str) -> None:
     howto = (ROOT / "docs/howto/alerts-and-dashboards.md").read_text(encoding="utf-8")
