@@ -6,23 +6,16 @@ import functools
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dashboard_support import DASHBOARDS, filled, legend, panel_named, panels
 from prometheus_support import Sample, needs_prometheus
-from watched_support import BEST_EPOCH, CHOSEN, ENDED, GOOD, LONG, OVERFIT, Watched, watched
+from watched_support import BEST_EPOCH, CHOSEN, ENDED, GOOD, LONG, OVERFIT, Watched
 
 pytestmark = needs_prometheus
 INTERVAL = "2s"
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    with watched(tmp_path_factory.mktemp("watched")) as found:
-        yield found
 
 
 PANELS = [(name, panel) for name, dashboard in DASHBOARDS.items() for panel in panels(dashboard)]
