@@ -193,7 +193,9 @@ def ask_panels(folder: Path, service: str, rounds: int) -> str:
     ]
     everything: dict[str, tuple[float, float, int]] = {}
     with prometheus(folder, service) as url, httpx.Client(base_url=url, timeout=60) as client:
-        wait_for(url, 'up{job="curvewatch"}', 1, seconds=120)
+        # Without a scrape of the curves just before, what is asked for now would find none, in no time.
+        for name in ("curvewatch_run_info", "curvewatch_epoch_loss"):
+            wait_for(url, f"count(count by (run_id) ({name}))", PANEL_RUNS, seconds=180)
         end = time.time()
         for path in built:
             asked = {question.name: question for question in questions(path, client, end=end)}

@@ -48,10 +48,11 @@ _UNITS = {
     "percent": " %",
     "celsius": " °C",
     "watt": " W",
-    "h": " h",
-    "mbytes": " MiB",
+    "suffix:GPU-h": " GPU-h",
     "cps": "/s",
 }
+_GIBIBYTE = {"bytes": 2**30, "mbytes": 2**10}
+"""How many of a unit of memory make a GiB, as which Grafana would show them here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +139,10 @@ def _over_time(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
     if custom.get("thresholdsStyle", {}).get("mode") == "line":
         figure.add_hline(y=0, line={"color": "#9fa7b3", "width": 1})
     unit = panel["fieldConfig"]["defaults"]["unit"]
+    if unit in _GIBIBYTE:
+        scale = _GIBIBYTE[unit]
+        figure.for_each_trace(lambda trace: trace.update(y=[value / scale for value in trace.y]))
+        return figure.update_layout(showlegend=True).update_yaxes(ticksuffix=" GiB")
     return figure.update_layout(showlegend=True).update_yaxes(ticksuffix=_UNITS.get(unit, ""))
 
 

@@ -54,9 +54,10 @@ class Prometheus:
         except httpx.TransportError:
             return False
 
-    def query(self, expr: str) -> list[Sample]:
-        """Return the value of an expression now."""
-        result = self._get("query", query=expr)["result"]
+    def query(self, expr: str, *, at: float | None = None) -> list[Sample]:
+        """Return the value of an expression now, or at a Unix time."""
+        moment = {} if at is None else {"time": str(at)}
+        result = self._get("query", query=expr, **moment)["result"]
         return [Sample(labels=one["metric"], value=float(one["value"][1])) for one in result]
 
     def points(self, selector: str) -> dict[frozenset[tuple[str, str]], list[tuple[int, float]]]:

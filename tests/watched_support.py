@@ -65,6 +65,7 @@ CHOSEN = {
         "run": "digits|long",
         "run_id": f"{OVERFIT}|{GOOD}|{LONG}",
         "metric": "accuracy",
+        "ended": "15m",
     },
     "fleet": {"cluster": ".*", "owner": ".*"},
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from curvewatch_dashboards import foreign
 from curvewatch_dashboards.grafana import builders
 from curvewatch_dashboards.panels import DATASOURCE
-from curvewatch_dashboards.promql import select
+from curvewatch_dashboards.promql import one_of, select
 from curvewatch_workers import series
 from curvewatch_workers.series import Series
 
@@ -16,14 +16,14 @@ each epoch."""
 
 def run_annotations(run: dict[str, str]) -> tuple[builders.AnnotationQuery, ...]:
     """Return the marks of the runs that some matchers select."""
-    learning_rate, before = select(series.LEARNING_RATE, **run), _before(series.LEARNING_RATE, run)
-    world_size = select(series.WORLD_SIZE, **run)
+    learning_rate, before = _now(series.LEARNING_RATE, run), _before(series.LEARNING_RATE, run)
+    world_size = _now(series.WORLD_SIZE, run)
     return (
         _best_epoch(run),
         _annotation(
             "Restarts",
             "orange",
-            f"{select(series.WORKER_RESTARTS, **run)} - {_before(series.WORKER_RESTARTS, run)} > 0",
+            f"{_now(series.WORKER_RESTARTS, run)} - {_before(series.WORKER_RESTARTS, run)} > 0",
             "Workers restarted",
         ),
         _annotation(
@@ -42,24 +42,25 @@ def run_annotations(run: dict[str, str]) -> tuple[builders.AnnotationQuery, ...]
         _annotation(
             "Alerts",
             "red",
-            select(foreign.ALERTS, **run, alertstate="firing"),
+            one_of(foreign.ALERTS, select(foreign.ALERTS, **run, alertstate="firing")),
             "{{alertname}}",
         ),
     )
 
 
+def _now(what: Series, run: dict[str, str]) -> str:
+    return one_of(what, select(what, **run))
+
+
 def _before(what: Series, run: dict[str, str]) -> str:
     """Return the value one point earlier, so that each change is marked at exactly one point."""
-    return f"{select(what, **run)} offset $__interval"
+    return one_of(what, f"{select(what, **run)} offset $__interval")
 
 
 def _best_epoch(run: dict[str, str]) -> builders.AnnotationQuery:
     """Build the mark at the end of the epoch that is the best by now; earlier bests are left out."""
-    best = f"last_over_time({select(series.BEST_EPOCH, **run)}[$__range] @ end())"
-    expr = (
-        f"1000 * {select(series.LAST_EPOCH_TIMESTAMP, **run)}\n"
-        f"and (\n  {select(series.EPOCH, **run)} == {best}\n)"
-    )
+    best = one_of(series.BEST_EPOCH, f"last_over_time({select(series.BEST_EPOCH, **run)}[$__range] @ end())")
+    expr = f"1000 * {_now(series.LAST_EPOCH_TIMESTAMP, run)}\nand (\n  {_now(series.EPOCH, run)} == {best}\n)"
     # The value is the time itself: the scrape that saw it came later.
     return _annotation("Best epoch", "green", expr, "Best epoch").use_value_for_time(True)
 

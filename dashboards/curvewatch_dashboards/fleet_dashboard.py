@@ -64,6 +64,7 @@ def _add_runs(grid: Grid, knobs: Knobs) -> None:
                 "Best validation loss": select(series.BEST_VALIDATION_LOSS),
                 "Epochs since best": select(series.EPOCHS_SINCE_BEST),
             },
+            ended=False,
         ),
     )
 
@@ -99,18 +100,22 @@ def _add_cost(grid: Grid) -> None:
         bars(
             "Ended runs",
             "Runs of all clusters and owners that ended in the chosen time, by how.",
-            Query(expr=f"round(increase({select(series.RUNS_FINISHED)}[$__range]))", legend="{{outcome}}"),
+            Query(
+                expr=f"round(sum by (outcome) (increase({select(series.RUNS_FINISHED)}[$__range])))",
+                legend="{{outcome}}",
+            ),
         ),
         steps(
             "Runs in the store",
             "All runs of all clusters and owners that the service knows, by state.",
-            Query(expr=select(series.RUNS), legend="{{state}}"),
+            Query(expr=f"sum by (state) ({select(series.RUNS)})", legend="{{state}}"),
         ),
         bars(
             "GPU-hours",
             "GPU time of epochs that finished in the chosen time, by owner; a replayed epoch counts once.",
             Query(expr=f"sum by (owner) (\n{by_owner(hours, window='$__range')}\n)", legend="{{owner}}"),
-            unit=units.Hours,
+            # Grafana makes days of 24 hours, and weeks.
+            unit="suffix:GPU-h",
         ),
     )
 
@@ -128,7 +133,7 @@ def _add_service(grid: Grid, knobs: Knobs) -> None:
         number(
             "Version",
             "Version of the service.",
-            Query(expr=select(series.BUILD_INFO), legend="{{version}}"),
+            Query(expr=f"max by (version) ({select(series.BUILD_INFO)})", legend="{{version}}"),
             names_only=True,
         ),
         number(
@@ -146,7 +151,7 @@ def _add_service(grid: Grid, knobs: Knobs) -> None:
             "Errors",
             "Errors each second: requests of workers that were refused, runs that could not be exported or brought on.",
             *(
-                Query(expr=f"rate({select(what)}[$__rate_interval])", legend=legend)
+                Query(expr=f"sum(rate({select(what)}[$__rate_interval]))", legend=legend)
                 for what, legend in (
                     (series.INGEST_ERRORS, "ingest"),
                     (series.COLLECTOR_ERRORS, "export"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from curvewatch_dashboards.grafana import (
     Builder,
@@ -42,8 +42,6 @@ class Query:
     expr: str
     legend: str
     """Template of labels; empty where the values of now are asked for as a table, which has them as columns."""
-    instant: bool = False
-    """Ask for the values of now only; else for the whole time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +92,7 @@ def by_epoch(title: str, description: str, expr: str, line: str, *, unit: str = 
         # Of a long curve not every epoch is there, and lines go on between two of them.
         .span_nulls(True)
         .show_points(common.VisibilityMode.AUTO)
+        .no_value("No such curve in the chosen time, or Prometheus does not scrape /metrics/curves")
     )
 
 
@@ -131,7 +130,7 @@ def bars(title: str, description: str, *queries: Query, unit: str = units.Short)
     reduce = common_builders.ReduceDataOptions().calcs(["lastNotNull"])
     panel = bargauge.Panel().title(title).description(description).unit(unit).datasource(DATASOURCE)
     return (
-        panel.targets(_targets([replace(query, instant=True) for query in queries]))
+        panel.targets(_targets(queries, instant=True))
         .reduce_options(reduce)
         .orientation(common.VizOrientation.HORIZONTAL)
         .display_mode(common.BarGaugeDisplayMode.BASIC)
@@ -233,15 +232,15 @@ class Grid:
         return taken
 
 
-def _targets(queries: Sequence[Query]) -> list[Builder[Dataquery]]:
-    return [_target(query, chr(ord("A") + index)) for index, query in enumerate(queries)]
+def _targets(queries: Sequence[Query], *, instant: bool = False) -> list[Builder[Dataquery]]:
+    return [_target(query, chr(ord("A") + index), instant) for index, query in enumerate(queries)]
 
 
-def _target(query: Query, reference: str) -> prometheus.Dataquery:
+def _target(query: Query, reference: str, instant: bool) -> prometheus.Dataquery:
     target = prometheus.Dataquery().expr(query.expr).ref_id(reference).datasource(DATASOURCE)
     if not query.legend:
         return target.instant().format(PromQueryFormat.TABLE)
-    if query.instant:
+    if instant:
         return target.legend_format(query.legend).instant()
     # Range queries also where one number is shown: a run that has left /metrics still has its last value.
     return target.legend_format(query.legend).range()

@@ -8,7 +8,7 @@ from curvewatch_workers.series import Series
 def select(series: Series, **matchers: str) -> str:
     """Return the selector of a series, as in `curvewatch_loss{split="validation"}`.
 
-    A value that starts with `=`, `!` or `~` brings its own operator (`=~a|b` needs no escaping); any other is
+    A value that starts with `=~`, `!~` or `!=` brings its own operator (`=~a|b` needs no escaping); any other is
     compared with `=`.
 
     Raises:
@@ -19,6 +19,23 @@ def select(series: Series, **matchers: str) -> str:
             raise ValueError(f"{series.name} has no label {label!r}; it has {', '.join(series.labels)}")
     inner = ",".join(f"{label}{_operator(value)}" for label, value in matchers.items())
     return f"{series.name}{{{inner}}}" if inner else series.name
+
+
+def one_of(series: Series, selector: str) -> str:
+    """Return each element of a selector of a series once.
+
+    A service whose pod was replaced, or a second one on the same database, is another `instance`: a panel over time
+    would draw each line twice and show numbers of before beside those of now.
+    """
+    return f"max by ({', '.join(series.labels)}) ({selector})"
+
+
+def lately(selector: str, *, window: str = "$__range") -> str:
+    """Return the latest value of each element in a time, by default the one that a dashboard shows.
+
+    For what is asked for once, as of the end of that time: a run that has left `/metrics` by then would be missing.
+    """
+    return f"last_over_time({selector}[{window}])"
 
 
 def _operator(value: str) -> str:

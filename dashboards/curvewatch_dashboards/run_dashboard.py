@@ -17,7 +17,7 @@ from curvewatch_dashboards.panels import (
     timeline,
     zero_line,
 )
-from curvewatch_dashboards.promql import select
+from curvewatch_dashboards.promql import lately, one_of, select
 from curvewatch_dashboards.run_table import PAGE
 from curvewatch_dashboards.transformations import arranged, only
 from curvewatch_dashboards.variables import CHOSEN, choice, dashboard
@@ -74,13 +74,13 @@ def _add_progress(grid: Grid) -> None:
         "page": "Page",
     }
     grid.row(
-        3,
+        4,
         rows(
             "Facts",
             "What run this is; its page has its job, its events and its receipt.",
             {"Page": PAGE},
             (*only(tuple(facts)), *arranged(facts)),
-            Query(expr=select(series.RUN_INFO, **_RUN), legend=""),
+            Query(expr=f"max by ({', '.join(facts)}) ({lately(select(series.RUN_INFO, **_RUN))})", legend=""),
         ),
     )
     grid.row(
@@ -125,20 +125,20 @@ def _add_progress(grid: Grid) -> None:
         timeline(
             "Verdict",
             "What the diagnosis said of the curve at each moment.",
-            Query(expr=word_of(series.VERDICT, "verdict", VERDICTS, **_RUN), legend="verdict"),
+            Query(expr=word_of(series.VERDICT, "verdict", VERDICTS, _RUN), legend="verdict"),
             numbered(VERDICTS),
         ),
         timeline(
             "State",
             "State of the run at each moment.",
-            Query(expr=word_of(series.RUN_STATE, "state", STATES, **_RUN), legend="state"),
+            Query(expr=word_of(series.RUN_STATE, "state", STATES, _RUN), legend="state"),
             numbered(STATES),
         ),
         timeline(
             "Alerts",
             "Alerts on the run that were firing; empty while there is none. The runbook has an entry for each.",
             Query(
-                expr=select(foreign.ALERTS, **_RUN, alertstate="firing"),
+                expr=one_of(foreign.ALERTS, select(foreign.ALERTS, **_RUN, alertstate="firing")),
                 legend="{{alertname}} ({{severity}})",
             ),
             FIRING,
@@ -148,13 +148,13 @@ def _add_progress(grid: Grid) -> None:
 
 def _add_curves(grid: Grid) -> None:
     grid.heading("Curves by epoch")
-    loss, metric = select(series.EPOCH_LOSS, **_RUN), select(series.EPOCH_METRIC, **_RUN)
+    loss, metric = (lately(select(what, **_RUN)) for what in (series.EPOCH_LOSS, series.EPOCH_METRIC))
     of_metric = f"max by (split, metric, epoch) ({metric})"
     grid.row(
         11,
         by_epoch(
             "Loss by epoch",
-            "Global mean loss of each split, every sample counted once; of a long curve at most 100 epochs.",
+            "Global mean loss of each split, every sample counted once; of a long curve not every epoch.",
             f"max by (split, epoch) ({loss})",
             "split",
         ),
@@ -291,4 +291,4 @@ def _gpu_panel(title: str, description: str, what: Series) -> timeseries.Panel:
 
 
 def _query(what: Series, legend: str) -> Query:
-    return Query(expr=select(what, **_RUN), legend=legend)
+    return Query(expr=one_of(what, select(what, **_RUN)), legend=legend)

@@ -65,6 +65,15 @@ def choice(name: str, label: str, of: Series, *, several: bool, **matchers: str)
     return variable
 
 
+def fixed_choice(name: str, label: str, description: str, values: tuple[str, ...]) -> builders.CustomVariable:
+    """Return a variable with values of its own, of which one is chosen: the first, until a person does."""
+    options = [
+        models.VariableOption(selected=not index, text=one, value=one) for index, one in enumerate(values)
+    ]
+    variable = builders.CustomVariable(name).label(label).description(description).values(",".join(values))
+    return variable.options(options).current(options[0])
+
+
 def clusters_and_owners() -> tuple[builders.QueryVariable, ...]:
     """Return the variables that `CHOSEN` and `of_chosen` read."""
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from curvewatch_dashboards.promql import select
@@ -54,9 +54,25 @@ def numbered(words: Mapping[str, Word]) -> dict[int, Word]:
     return dict(enumerate(words.values()))
 
 
-def word_of(what: Series, label: str, words: Mapping[str, Word], **matchers: str) -> str:
-    """Return the query whose value is the place of the word whose series is 1."""
+def word_of(
+    what: Series,
+    label: str,
+    words: Mapping[str, Word],
+    matchers: Mapping[str, str],
+    *,
+    seen: Callable[[str], str] = str,
+) -> str:
+    """Return the query whose value, for each run, is the place of the word whose series is 1.
+
+    Args:
+        what: The series.
+        label: Its label with the word.
+        words: All of them, in order.
+        matchers: Which elements of the series count.
+        seen: What is made of each selector, such as `lately`.
+    """
     terms = (
-        f"{index} * ({select(what, **matchers, **{label: word})} == 1)" for index, word in enumerate(words)
+        f"{index} * ({seen(select(what, **matchers, **{label: word}))} == 1)"
+        for index, word in enumerate(words)
     )
-    return f"max without ({label}) (\n  " + "\n  or ".join(terms) + "\n)"
+    return "max by (run_id) (\n  " + "\n  or ".join(terms) + "\n)"

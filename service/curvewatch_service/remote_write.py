@@ -64,6 +64,8 @@ class Receiver:
         self._token_path = token_path
         try:
             self._url = httpx.URL(url)
+            if not self._url.host:
+                raise httpx.InvalidURL("it names no host")
         except httpx.InvalidURL as error:
             raise SettingsError(
                 f"CURVEWATCH_REMOTE_WRITE_URL is no URL ({error}); give one like "

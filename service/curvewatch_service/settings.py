@@ -23,7 +23,9 @@ def _absolute(path: Path) -> Path:
 
 def _http_url(value: str) -> str:
     if not value.startswith(("http://", "https://")):
-        raise ValueError(f"must start with http:// or https://, got {value!r}")
+        # Of one with a user there may be a password in it.
+        got = "one with a user in it" if "@" in value else repr(value)
+        raise ValueError(f"must start with http:// or https://, got {got}")
     return value.rstrip("/")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from ray_support import ServiceProcess
+from watched_support import Watched, watched
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +19,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
         yield started
     finally:
         started.destroy()
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A Prometheus that has watched runs of every kind."""
+    with watched(tmp_path_factory.mktemp("watched")) as found:
+        yield found

@@ -6,23 +6,16 @@ import functools
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from dashboard_support import DASHBOARDS, filled, legend, panel_named, panels
 from prometheus_support import Sample, needs_prometheus
-from watched_support import BEST_EPOCH, CHOSEN, ENDED, GOOD, LONG, OVERFIT, Watched, watched
+from watched_support import BEST_EPOCH, CHOSEN, ENDED, GOOD, LONG, OVERFIT, Watched
 
 pytestmark = needs_prometheus
 INTERVAL = "2s"
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    with watched(tmp_path_factory.mktemp("watched")) as found:
-        yield found
 
 
 PANELS = [(name, panel) for name, dashboard in DASHBOARDS.items() for panel in panels(dashboard)]
@@ -51,6 +44,35 @@ def _assert_told_apart(template: str, samples: list[Sample]) -> None:
     legends = [legend(template, sample.labels) for sample in samples]
     assert len(set(legends)) == len(legends), f"two lines of one name: {legends}"
     assert "" not in legends
+
+
+@pytest.mark.parametrize(
+    ("name", "panel"),
+    [
+        (name, panel)
+        for name, panel in PANELS
+        if panel["type"] in ("table", "trend") and name in ("run", "compare")
+    ],
+    ids=lambda one: one if isinstance(one, str) else one["title"],
+)
+def test_runs_that_have_left_metrics_are_still_drawn(name: str, panel: dict[str, Any], seen: Watched) -> None:
+    """An hour later no run is on /metrics any more; the chosen time still has them."""
+    for target in panel["targets"]:
+        query = filled(target["expr"], {**CHOSEN[name], "ended": "3h"}, interval=INTERVAL, span="3h")
+        samples = seen.prometheus.query(query, at=time.time() + 3600)
+        assert {one.labels["run_id"] for one in samples if "run_id" in one.labels} <= set(
+            CHOSEN[name]["run_id"].split("|")
+        )
+        assert samples, query
+
+
+@pytest.mark.parametrize("panel", panels(DASHBOARDS["compare"]), ids=lambda panel: panel["title"])
+def test_all_runs_of_an_owner_are_those_of_the_owner(panel: dict[str, Any], seen: Watched) -> None:
+    """Of all runs Grafana says `.*` only, whoever's they are."""
+    everything = {**CHOSEN["compare"], "run": ".*", "run_id": ".*"}
+    for chosen, found in (({}, True), ({"owner": "nobody"}, False), ({"cluster": "elsewhere"}, False)):
+        shown = seen.prometheus.query(filled(panel["targets"][0]["expr"], {**everything, **chosen}))
+        assert bool(shown) == found, chosen
 
 
 @pytest.mark.parametrize("mark", ["Restarts", "World size", "Learning rate"])
@@ -87,7 +109,9 @@ def _drawn(mark: str, seen: Watched) -> dict[frozenset[tuple[str, str]], list[tu
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_the_variables_lead_to_what_there_is(name: str, seen: Watched) -> None:
     chosen: dict[str, str] = {}
-    for variable in DASHBOARDS[name]["templating"]["list"][1:]:
+    for variable in DASHBOARDS[name]["templating"]["list"]:
+        if variable["type"] != "query":
+            continue
         query, label = variable["query"].removeprefix("label_values(").removesuffix(")").rsplit(", ", 1)
         found = functools.partial(seen.prometheus.query, filled(query, chosen))
         samples = seen.prometheus.wait(f"{query} has data", found, seconds=30)

@@ -308,3 +308,35 @@ def test_a_file_that_cannot_be_written_is_told(shell: Shell, tmp_path: Path) -> 
     result = shell("export", "broken-1", "--openmetrics", "-o", file)
     assert (result.code, result.out) == (2, "")
     assert "cannot be written (File name too long)" in result.err
+
+
+def test_only_a_file_is_replaced_and_a_link_goes_on_to_lead_to_it(shell: Shell, tmp_path: Path) -> None:
+    pipe, file, link = tmp_path / "pipe", tmp_path / "history.om", tmp_path / "link.om"
+    os.mkfifo(pipe)
+    refused = shell("export", "broken-1", "--openmetrics", "-o", pipe, "--force")
+    assert refused.code == 2
+    assert "is no file" in " ".join(refused.err.replace("│", " ").split())
+    assert pipe.is_fifo()
+    file.write_text("old")
+    link.symlink_to(file)
+    assert shell("export", "broken-1", "--openmetrics", "-o", link, "--force").code == 0
+    assert link.is_symlink()
+    assert _losses(file.read_text(), "broken-1") == 20
+
+
+@pytest.mark.parametrize(
+    ("to", "says"), [("> /dev/full", "(No space left on device)"), (">&-", "(it is closed)")]
+)
+def test_an_output_that_takes_nothing_is_told(to: str, says: str, api: ServedApi) -> None:
+    program = [sys.executable, "-c", "from curvewatch_service.cli.app import main; main()"]
+    arguments = ["export", "broken-1", "--openmetrics", "--server", api.url, "--token", api.token]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {to}', "sh", *program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"Error: the history cannot be written to standard output {says}" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytest
@@ -16,7 +16,7 @@ from curvewatch_workers.contract import SPLITS, SplitRecord
 from dashboard_support import DASHBOARDS, panel_named, panels
 from panel_support import Table, frames, needs_grafana_data, transformed
 from prometheus_support import needs_prometheus
-from watched_support import CHOSEN, ENDED, GOOD, LONG, NAN_EPOCH, OVERFIT, Watched, watched
+from watched_support import CHOSEN, ENDED, GOOD, LONG, NAN_EPOCH, OVERFIT, Watched
 
 pytestmark = [needs_prometheus, needs_grafana_data]
 Split = Literal["train", "validation"]
@@ -29,12 +29,6 @@ OF_TABLES = [
     if panel.get("transformations")
 ]
 TRENDS = [(name, title) for name, title in OF_TABLES if panel_named(name, title)["type"] == "trend"]
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    with watched(tmp_path_factory.mktemp("watched")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

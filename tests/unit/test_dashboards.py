@@ -21,6 +21,7 @@ from curvewatch_dashboards.words import STATES, VERDICTS
 from curvewatch_service.runs import RunState
 from curvewatch_workers import series
 from curvewatch_workers.diagnosis import Verdict
+from curvewatch_workers.series import Kind
 from dashboard_support import (
     DASHBOARDS,
     DATASOURCE,
@@ -32,7 +33,7 @@ from dashboard_support import (
     panels,
 )
 from drawing_support import KINDS
-from rule_support import ALERTS, PROMTOOL, ScrapedRun, needs_promtool, run_promtool
+from rule_support import ALERTS, PROMTOOL, ScrapedRun, evaluate, needs_promtool, run_promtool
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = ROOT.parent / "shared" / "schemas" / "grafana-foundation-sdk"
@@ -43,6 +44,7 @@ CHOSEN = {
     "run": "digits",
     "run_id": "r-1",
     "metric": "accuracy",
+    "ended": "15m",
     "Hostname": ".*",
 }
 PANELS = [(name, panel) for name, dashboard in DASHBOARDS.items() for panel in panels(dashboard)]
@@ -84,7 +86,7 @@ def test_a_run_in_a_table_leads_to_its_dashboard_and_to_its_page(name: str, titl
     ("name", "names"),
     [
         ("run", ["cluster", "owner", "run", "run_id", "Hostname"]),
-        ("compare", ["cluster", "owner", "run", "run_id", "metric"]),
+        ("compare", ["cluster", "owner", "run", "run_id", "metric", "ended"]),
         ("fleet", ["cluster", "owner"]),
     ],
 )
@@ -94,12 +96,16 @@ def test_the_variables_lead_from_the_data_source_to_runs(name: str, names: list[
     assert [variable["name"] for variable in queries] == names
     known: set[str] = set()
     for variable in queries:
+        known.add(variable["name"])
+        if variable["type"] != "query":
+            first = variable["query"].split(",")[0]
+            assert variable["current"]["value"] == variable["options"][0]["value"] == first
+            continue
         asked = set(re.findall(r"\$(\w+)", variable["query"]))
-        assert asked <= known, "a variable reads only those before it"
+        assert asked < known, "a variable reads only those before it"
         assert variable["query"].endswith(f", {variable['name']})")
         if variable["multi"]:
             assert variable["allValue"] == ".*"
-        known.add(variable["name"])
     text = json.dumps(DASHBOARDS[name]["panels"])
     assert known & set(re.findall(r"\$(\w+)", text)), "the panels show what was chosen"
 
@@ -196,6 +202,19 @@ def test_what_a_transformation_names_is_an_answer_of_its_queries(name: str, pane
     assert (panel["type"] == "trend") == ("groupingToMatrix" in steps)
 
 
+@by_panel
+def test_a_panel_over_time_has_the_unit_of_its_series(name: str, panel: dict[str, Any]) -> None:
+    names = {one for target in panel["targets"] for one in re.findall(r"\w+", target["expr"])}
+    found = {TABLE[one.removesuffix("_bucket")].unit for one in names if one.removesuffix("_bucket") in TABLE}
+    if panel["type"] == "timeseries" and found & {"s", "bytes", "percent", "mbytes", "watt", "celsius"}:
+        assert {panel["fieldConfig"]["defaults"]["unit"]} == found, name
+
+
+def test_gpu_hours_stay_hours() -> None:
+    """Of its own unit of hours Grafana makes days from 24 on, and weeks."""
+    assert panel_named("fleet", "GPU-hours")["fieldConfig"]["defaults"]["unit"] == "suffix:GPU-h"
+
+
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_a_dashboard_has_a_picture_in_the_documents(name: str) -> None:
     howto = (ROOT / "docs/howto/alerts-and-dashboards.md").read_text(encoding="utf-8")
@@ -263,6 +282,44 @@ def test_prometheus_parses_every_query(dashboard: dict[str, Any], tmp_path: Path
     assert f"{len(rules)} rules found" in done.stdout
 
 
+@needs_promtool
+@by_dashboard
+def test_a_line_is_one_whatever_address_the_service_has(dashboard: dict[str, Any], tmp_path: Path) -> None:
+    """A pod that is replaced, or a second service, is another instance with the same series."""
+    checks = []
+    for panel in panels(dashboard):
+        for target in panel["targets"]:
+            names = re.findall(r"{{(\w+)}}", target.get("legendFormat", ""))
+            if "instance" in names or "Hostname" in names or target.get("format") == "table":
+                continue
+            expr = filled(target["expr"], {**CHOSEN, "cluster": ".*", "owner": ".*"})
+            several = f"count by ({', '.join(names)}) (\n{expr}\n) > 1"
+            checks += [
+                {"expr": query, "eval_time": "10m", "exp_samples": []}
+                for query in (several, f"absent(\n{expr}\n)")
+            ]
+    labels = {
+        "run_id": "r-1",
+        "run": "digits",
+        "split": "train",
+        "state": "RUNNING",
+        "verdict": "good_fit",
+        "alertstate": "firing",
+        "le": "+Inf",
+    }
+    inputs = []
+    for one in TABLE.values():
+        histogram = one.kind is Kind.HISTOGRAM
+        told = {name: labels.get(name, "x") for name in (*one.labels, *(["le"] if histogram else ()))}
+        for instance in ("10.0.0.1:8420", "10.0.0.2:8420"):
+            shown = {"job": "curvewatch", "instance": instance, **told}
+            pairs = ",".join(f"{name}={json.dumps(value)}" for name, value in shown.items())
+            name = f"{one.name}_bucket" if histogram else one.name
+            values = "1x60" if one.kind is Kind.GAUGE else "0+1x60"
+            inputs.append({"series": f"{name}{{{pairs}}}", "values": values})
+    evaluate(tmp_path, inputs, 15, promql_expr_test=checks)
+
+
 @by_dashboard
 def test_a_dashboard_keeps_grafanas_rules(dashboard: dict[str, Any]) -> None:
     assert lint(dashboard) == []
@@ -315,11 +372,10 @@ def test_the_band_of_verdicts_shows_the_word_of_the_current_one(verdict: Verdict
     value = next(
         int(key) for key, word in mapping["options"].items() if word["text"] == VERDICTS[verdict].text
     )
-    labels = ",".join(f'{name}="{label}"' for name, label in run.labels.items())
     check = {
         "expr": target["expr"].replace("$run_id", run.run_id),
         "eval_time": "180s",
-        "exp_samples": [{"labels": f"{{{labels}}}", "value": value}],
+        "exp_samples": [{"labels": f'{{run_id="{run.run_id}"}}', "value": value}],
     }
     run_promtool(tmp_path, (run,), 180, 15, promql_expr_test=[check])
 

@@ -23,7 +23,7 @@ from curvewatch_service.history_sink import LONGEST_PAUSE_SECONDS, SHORTEST_PAUS
 from curvewatch_service.remote_write import Receiver, RefusedError, UndeliveredError, encode
 from curvewatch_service.samples import Sample
 from curvewatch_service.scrape import scraping
-from curvewatch_service.settings import Settings
+from curvewatch_service.settings import Settings, load_settings
 from curvewatch_service.store import Store
 from curvewatch_workers.contract import EpochFinished
 from curvewatch_workers.series import (
@@ -405,7 +405,15 @@ def test_a_token_that_cannot_be_read_or_an_address_that_is_none_is_told_at_the_s
     missing = Settings(data_dir=tmp_path, remote_write_url=url, remote_write_token_path=tmp_path / "token")
     with pytest.raises(SettingsError, match=r"token file .*/token .* cannot be read \(No such file"):
         server._open_sink(missing, store)
-    wrong = Settings(data_dir=tmp_path, remote_write_url="http://user:secret@host:port/write")
-    with pytest.raises(SettingsError, match="CURVEWATCH_REMOTE_WRITE_URL is no URL") as told:
-        server._open_sink(wrong, store)
+    for address in ("http://user:secret@host:port/write", "http:///secret/write", "https://"):
+        wrong = Settings(data_dir=tmp_path, remote_write_url=address)
+        with pytest.raises(SettingsError, match="CURVEWATCH_REMOTE_WRITE_URL is no URL") as told:
+            server._open_sink(wrong, store)
+        assert "secret" not in str(told.value)
+
+
+def test_an_address_without_its_scheme_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURVEWATCH_REMOTE_WRITE_URL", "user:secret@prometheus:9090/api/v1/write")
+    with pytest.raises(SettingsError, match="CURVEWATCH_REMOTE_WRITE_URL: must start with http://") as told:
+        load_settings()
     assert "secret" not in str(told.value)

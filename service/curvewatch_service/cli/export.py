@@ -73,6 +73,12 @@ def _require_writable(file: Path | None, *, force: bool) -> None:
     if file.is_dir() or not file.parent.is_dir():
         what = f"{file} is a folder" if file.is_dir() else f"the folder of {file} does not exist"
         raise typer.BadParameter(f"{what}; name a file to write", param_hint="--output")
+    if file.exists() and not file.is_file():
+        # A device or a pipe would be replaced by a file.
+        raise typer.BadParameter(
+            f"{file} is no file; leave the option away and redirect standard output to it",
+            param_hint="--output",
+        )
     if file.exists() and not force:
         raise typer.BadParameter(f"{file} exists; --force replaces it", param_hint="--output")
 
@@ -127,8 +133,11 @@ def _target(file: Path | None) -> Iterator[IO[bytes]]:
     from curvewatch_service.client import ClientError
 
     if file is None:
-        yield sys.stdout.buffer
+        with _standard_output() as target:
+            yield target
         return
+    # Where a link leads to: the link stays.
+    file = file.resolve()
     draft = file.with_name(f"{file.name}.part-{os.getpid()}")
     try:
         with draft.open("xb") as target:
@@ -139,3 +148,20 @@ def _target(file: Path | None) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):
             draft.unlink()
+
+
+@contextmanager
+def _standard_output() -> Iterator[IO[bytes]]:
+    from curvewatch_service.client import ClientError
+
+    cannot = "the history cannot be written to standard output ({}); name a file with -o"
+    if sys.__stdout__ is None:
+        raise ClientError(cannot.format("it is closed"))
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Its reader, such as `head`, has seen enough.
+        raise
+    except OSError as error:
+        raise ClientError(cannot.format(error.strerror)) from error
