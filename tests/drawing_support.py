@@ -34,7 +34,7 @@ _COLORS = {
     "purple": "#b877d9",
     "text": "#9fa7b3",
 }
-_LAYOUT = {
+_LAYOUT: dict[str, Any] = {
     "template": "plotly_dark",
     "paper_bgcolor": "#181b1f",
     "plot_bgcolor": "#181b1f",
@@ -127,6 +127,15 @@ def _times(points: list[tuple[float, float]]) -> list[dt.datetime]:
     return [dt.datetime.fromtimestamp(moment, dt.UTC) for moment, _ in points]
 
 
+def _shown(panel: Mapping[str, Any], name: str) -> tuple[str, str | None]:
+    """Return the word and the color of a line or bar; none where the palette's next one is taken."""
+    for override in panel["fieldConfig"]["overrides"]:
+        if override["matcher"] == {"id": "byName", "options": name}:
+            told = {entry["id"]: entry["value"] for entry in override["properties"]}
+            return told["displayName"], _COLORS[told["color"]["fixedColor"]]
+    return name, None
+
+
 def _over_time(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
     custom = panel["fieldConfig"]["defaults"]["custom"]
     shape = "hv" if custom.get("lineInterpolation") == "stepAfter" else "linear"
@@ -134,8 +143,9 @@ def _over_time(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
     figure = go.Figure()
     for name, points in _lines(panel, asked).items():
         values = [value for _, value in points]
-        line = {"shape": shape, "width": 2}
-        figure.add_scatter(x=_times(points), y=values, name=name, line=line, mode="lines", stackgroup=stack)
+        word, color = _shown(panel, name)
+        line = {"shape": shape, "width": 2, "color": color}
+        figure.add_scatter(x=_times(points), y=values, name=word, line=line, mode="lines", stackgroup=stack)
     if custom.get("thresholdsStyle", {}).get("mode") == "line":
         figure.add_hline(y=0, line={"color": "#9fa7b3", "width": 1})
     unit = panel["fieldConfig"]["defaults"]["unit"]
@@ -203,8 +213,11 @@ def _word(defaults: Mapping[str, Any], value: float) -> tuple[str, str]:
 def _bars(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
     latest = _latest(panel, asked)
     texts = [_word(panel["fieldConfig"]["defaults"], value)[0] for value in latest.values()]
-    figure = go.Figure(go.Bar(x=list(latest.values()), y=list(latest), text=texts, orientation="h"))
-    return figure.update_yaxes(automargin=True)
+    shown = [_shown(panel, name) for name in latest]
+    colors = {"color": [color or _LAYOUT["colorway"][0] for _, color in shown]}
+    names = [word for word, _ in shown]
+    bar = go.Bar(x=list(latest.values()), y=names, text=texts, orientation="h", marker=colors)
+    return go.Figure(bar).update_yaxes(automargin=True)
 
 
 def _tables(panel: Mapping[str, Any], asked: Asked) -> list[Table]:
@@ -219,7 +232,11 @@ def _by_epoch(panel: Mapping[str, Any], asked: Asked) -> go.Figure:
     figure = go.Figure()
     for name, column in table.items():
         if name != x:
-            figure.add_scatter(x=table[x].values, y=column.values, name=name, mode="lines", connectgaps=True)
+            word, color = _shown(panel, name)
+            line = {"color": color}
+            figure.add_scatter(
+                x=table[x].values, y=column.values, name=word, line=line, mode="lines", connectgaps=True
+            )
     return figure.update_layout(showlegend=True)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from curvewatch_dashboards import foreign
 from curvewatch_dashboards.grafana import models, table, timeseries, units
 from curvewatch_dashboards.knobs import Knobs
-from curvewatch_dashboards.panels import Grid, Query, bars, curves, number, rows, stacked, steps
+from curvewatch_dashboards.panels import Grid, Query, bars, curves, number, rows, stacked, steps, worded
 from curvewatch_dashboards.promql import select
 from curvewatch_dashboards.run_table import run_rows
 from curvewatch_dashboards.transformations import arranged, only
 from curvewatch_dashboards.variables import CHOSEN, by_owner, clusters_and_owners, dashboard, of_chosen
-from curvewatch_dashboards.words import UP
+from curvewatch_dashboards.words import OUTCOMES, STATES, UP, VERDICTS
 from curvewatch_workers import series
 from curvewatch_workers.series import Series
 
@@ -39,13 +39,16 @@ def _add_runs(grid: Grid, knobs: Knobs) -> None:
     grid.row(
         8,
         _runs_by_state(),
-        bars(
-            "Verdicts",
-            f"Runs by what the diagnosis says of their curve now. {_SHOWN}",
-            Query(
-                expr=f"sum by (verdict) (\n{of_chosen(f'{select(series.VERDICT)} == 1')}\n)",
-                legend="{{verdict}}",
+        worded(
+            bars(
+                "Verdicts",
+                f"Runs by what the diagnosis says of their curve now. {_SHOWN}",
+                Query(
+                    expr=f"sum by (verdict) (\n{of_chosen(f'{select(series.VERDICT)} == 1')}\n)",
+                    legend="{{verdict}}",
+                ),
             ),
+            VERDICTS,
         ),
         _alerts_now(),
     )
@@ -72,9 +75,8 @@ def _add_runs(grid: Grid, knobs: Knobs) -> None:
 def _runs_by_state() -> timeseries.Panel:
     """Return the panel of how many runs are in which state."""
     expr = f"sum by (state) (\n{of_chosen(f'{select(series.RUN_STATE)} == 1')}\n)"
-    return stacked(
-        steps("Runs by state", f"Runs in each state. {_SHOWN}", Query(expr=expr, legend="{{state}}"))
-    )
+    panel = steps("Runs by state", f"Runs in each state. {_SHOWN}", Query(expr=expr, legend="{{state}}"))
+    return worded(stacked(panel), STATES)
 
 
 def _alerts_now() -> table.Panel:
@@ -97,18 +99,24 @@ def _add_cost(grid: Grid) -> None:
     hours = f"(max_over_time({spent}[$__range]) - min_over_time({spent}[$__range])) / 3600"
     grid.row(
         8,
-        bars(
-            "Ended runs",
-            "Runs of all clusters and owners that ended in the chosen time, by how.",
-            Query(
-                expr=f"round(sum by (outcome) (increase({select(series.RUNS_FINISHED)}[$__range])))",
-                legend="{{outcome}}",
+        worded(
+            bars(
+                "Ended runs",
+                "Runs of all clusters and owners that ended in the chosen time, by how.",
+                Query(
+                    expr=f"round(sum by (outcome) (increase({select(series.RUNS_FINISHED)}[$__range])))",
+                    legend="{{outcome}}",
+                ),
             ),
+            OUTCOMES,
         ),
-        steps(
-            "Runs in the store",
-            "All runs of all clusters and owners that the service knows, by state.",
-            Query(expr=f"sum by (state) ({select(series.RUNS)})", legend="{{state}}"),
+        worded(
+            steps(
+                "Runs in the store",
+                "All runs of all clusters and owners that the service knows, by state.",
+                Query(expr=f"sum by (state) ({select(series.RUNS)})", legend="{{state}}"),
+            ),
+            STATES,
         ),
         bars(
             "GPU-hours",

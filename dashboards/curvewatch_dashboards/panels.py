@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from curvewatch_dashboards.grafana import (
     Builder,
@@ -33,6 +34,8 @@ GRID_WIDTH = 24
 PanelBuilder = (
     timeseries.Panel | stat.Panel | statetimeline.Panel | trend.Panel | table.Panel | bargauge.Panel
 )
+
+Lines = TypeVar("Lines", timeseries.Panel, trend.Panel, bargauge.Panel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +103,18 @@ def stacked(panel: timeseries.Panel) -> timeseries.Panel:
     """Lay the lines of a panel on one another."""
     stacking = common_builders.StackingConfig().mode(common.StackingMode.NORMAL).group("A")
     return panel.stacking(stacking).fill_opacity(40)
+
+
+def worded(panel: Lines, words: Mapping[str, Word]) -> Lines:
+    """Give lines or bars their words and colors, by the names that the legends of their queries leave."""
+    for name, word in words.items():
+        color = {"mode": "fixed", "fixedColor": word.color}
+        shown = [
+            models.DynamicConfigValue(id_val="displayName", value=word.text),
+            models.DynamicConfigValue(id_val="color", value=color),
+        ]
+        panel = panel.override_by_name(name, shown)
+    return panel
 
 
 def rows(

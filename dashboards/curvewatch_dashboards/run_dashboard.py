@@ -15,13 +15,14 @@ from curvewatch_dashboards.panels import (
     rows,
     steps,
     timeline,
+    worded,
     zero_line,
 )
 from curvewatch_dashboards.promql import lately, one_of, select
 from curvewatch_dashboards.run_table import PAGE
 from curvewatch_dashboards.transformations import arranged, only
 from curvewatch_dashboards.variables import CHOSEN, choice, dashboard
-from curvewatch_dashboards.words import EXACT, FIRING, STATES, VERDICTS, numbered, word_of
+from curvewatch_dashboards.words import EXACT, FIRING, SLOPES, SPLITS, STATES, VERDICTS, numbered, word_of
 from curvewatch_workers import series
 from curvewatch_workers.series import Series
 
@@ -152,11 +153,14 @@ def _add_curves(grid: Grid) -> None:
     of_metric = f"max by (split, metric, epoch) ({metric})"
     grid.row(
         11,
-        by_epoch(
-            "Loss by epoch",
-            "Global mean loss of each split, every sample counted once; of a long curve not every epoch.",
-            f"max by (split, epoch) ({loss})",
-            "split",
+        worded(
+            by_epoch(
+                "Loss by epoch",
+                "Global mean loss of each split, every sample counted once; of a long curve not every epoch.",
+                f"max by (split, epoch) ({loss})",
+                "split",
+            ),
+            SPLITS,
         ),
         by_epoch(
             "Metrics by epoch",
@@ -171,11 +175,14 @@ def _add_curves_over_time(grid: Grid) -> None:
     grid.heading("Curves over time")
     grid.row(
         10,
-        curves(
-            "Loss",
-            "Global mean loss of each split at its latest epoch, every sample counted once.",
-            _query(series.LOSS, "{{split}}"),
-            _query(series.BEST_VALIDATION_LOSS, "best validation"),
+        worded(
+            curves(
+                "Loss",
+                "Global mean loss of each split at its latest epoch, every sample counted once.",
+                _query(series.LOSS, "{{split}}"),
+                _query(series.BEST_VALIDATION_LOSS, "best validation"),
+            ),
+            SPLITS,
         ),
         curves(
             "Metrics",
@@ -193,7 +200,7 @@ def _add_curves_over_time(grid: Grid) -> None:
         "Slope of each loss over the latest epochs (the run's patience). Below zero it learns.",
         _query(series.LOSS_SLOPE, "{{split}} per epoch"),
     )
-    grid.row(8, zero_line(gap), zero_line(slopes))
+    grid.row(8, zero_line(gap), worded(zero_line(slopes), SLOPES))
 
 
 def _add_optimizer(grid: Grid) -> None:
@@ -210,10 +217,13 @@ def _add_optimizer(grid: Grid) -> None:
             "L2 norm of the global gradient at the last step of the latest epoch, before clipping.",
             _query(series.GRADIENT_NORM, "gradient norm"),
         ),
-        steps(
-            "Samples whose loss was not finite",
-            "Samples with a loss of NaN or infinity, over all epochs so far.",
-            _query(series.NONFINITE_SAMPLES, "{{split}}"),
+        worded(
+            steps(
+                "Samples whose loss was not finite",
+                "Samples with a loss of NaN or infinity, over all epochs so far.",
+                _query(series.NONFINITE_SAMPLES, "{{split}}"),
+            ),
+            SPLITS,
         ),
     )
 

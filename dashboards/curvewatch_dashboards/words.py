@@ -1,4 +1,4 @@
-"""What numbers stand for on panels that show words."""
+"""What numbers stand for on panels that show words, and what lines are called and colored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from curvewatch_workers.series import Series
 
 @dataclass(frozen=True, kw_only=True)
 class Word:
-    """What a number stands for on a panel that shows words."""
+    """How something is called and colored."""
 
     text: str
     color: str
@@ -43,6 +43,24 @@ STATES: dict[str, Word] = {
     "LOST": Word(text="lost", color="dark-red"),
 }
 """Every state of a run."""
+
+OUTCOMES: dict[str, Word] = {
+    state.lower(): STATES[state] for state in ("SUCCEEDED", "STOPPED", "FAILED", "LOST")
+}
+"""Every state in which a run may end, as it is counted."""
+
+SPLITS: dict[str, Word] = {
+    "train": Word(text="train", color="blue"),
+    "validation": Word(text="validation", color="orange"),
+    "best validation": Word(text="best validation", color="text"),
+}
+"""The lines of losses: each has its color on every panel."""
+
+SLOPES: dict[str, Word] = {
+    f"{split} per epoch": Word(text=f"{split} per epoch", color=SPLITS[split].color)
+    for split in ("train", "validation")
+}
+"""The lines of slopes."""
 
 EXACT: dict[int, Word] = {1: Word(text="exact", color="green"), 0: Word(text="NOT exact", color="red")}
 FIRING: dict[int, Word] = {1: Word(text="firing", color="red")}

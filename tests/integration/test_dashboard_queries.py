@@ -37,13 +37,15 @@ def test_a_panel_finds_data_of_what_was_chosen_only(name: str, panel: dict[str, 
         if name != "fleet":
             assert runs <= set(CHOSEN[name]["run_id"].split("|")), "another run than those chosen"
         if target.get("format") != "table":
-            _assert_told_apart(target["legendFormat"], samples)
+            _assert_told_apart(panel, target["legendFormat"], samples)
 
 
-def _assert_told_apart(template: str, samples: list[Sample]) -> None:
+def _assert_told_apart(panel: dict[str, Any], template: str, samples: list[Sample]) -> None:
     legends = [legend(template, sample.labels) for sample in samples]
     assert len(set(legends)) == len(legends), f"two lines of one name: {legends}"
     assert "" not in legends
+    worded = {one["matcher"]["options"] for one in panel["fieldConfig"]["overrides"]}
+    assert not worded or worded >= set(legends), "a line without its word and color"
 
 
 @pytest.mark.parametrize(

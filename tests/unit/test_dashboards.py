@@ -362,6 +362,22 @@ def test_every_verdict_and_every_state_has_its_word() -> None:
     assert STATES.keys() == {state.label for state in RunState}
 
 
+def test_what_is_the_same_has_the_same_word_and_color_on_every_panel() -> None:
+    shown: dict[str, set[tuple[str, str]]] = {}
+    for _, panel in PANELS:
+        for override in panel["fieldConfig"]["overrides"]:
+            told = {one["id"]: one["value"] for one in override["properties"]}
+            if "color" in told:
+                word = (told["displayName"], told["color"]["fixedColor"])
+                shown.setdefault(override["matcher"]["options"], set()).add(word)
+    assert [name for name, words in shown.items() if len(words) > 1] == []
+    outcomes = {state.label.lower() for state in RunState if state.terminal}
+    assert shown.keys() >= {"train", "validation", *VERDICTS, *STATES, *outcomes}
+    assert shown["train"] != shown["validation"]
+    for words in (VERDICTS, STATES):
+        assert len({word.color for word in words.values()}) == len(words)
+
+
 @needs_promtool
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_the_band_of_verdicts_shows_the_word_of_the_current_one(verdict: Verdict, tmp_path: Path) -> None:
