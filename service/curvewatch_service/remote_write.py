@@ -103,7 +103,12 @@ class Receiver:
             "X-Prometheus-Remote-Write-Version": "0.1.0",
         }
         if self._token_path is not None:
-            headers["Authorization"] = f"Bearer {self._token_path.read_text().strip()}"
+            token = self._token_path.read_bytes().strip()
+            if not token.isascii():
+                raise UndeliveredError(
+                    f"the token in {self._token_path} has other characters than ASCII: write it there anew"
+                )
+            headers["Authorization"] = f"Bearer {token.decode()}"
         return headers
 
 

@@ -198,6 +198,9 @@ def test_a_request_says_what_it_is_and_who_sends_it_with_the_token_of_now(tmp_pa
         receiver.send(encode([]))
         token.write_text("second\n")
         receiver.send(encode([]))
+        token.write_bytes("zündschlüssel".encode("latin-1"))
+        with pytest.raises(UndeliveredError, match="other characters than ASCII"):
+            receiver.send(encode([]))
         token.unlink()
         with pytest.raises(UndeliveredError, match="No such file"):
             receiver.send(encode([]))
