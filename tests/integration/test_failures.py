@@ -28,13 +28,17 @@ Runs = dict[Part | None, Future[Finished]]
 
 @pytest.fixture(scope="module")
 def runs(
-    service: ServiceProcess, project_root: Path, tmp_path_factory: pytest.TempPathFactory
+    service: ServiceProcess,
+    project_root: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Runs]:
     """A run for each part that is killed, and one (None) in which nothing is; each test waits for its own."""
+    chosen = {item.callspec.params.get("part") for item in request.session.items if hasattr(item, "callspec")}
     line = Range(service, project_root / "examples" / "digits", tmp_path_factory.mktemp("failures"))
     with ThreadPoolExecutor(LANES) as lanes:
         started: Runs = {None: lanes.submit(line.undisturbed)}
-        for part in PARTS:
+        for part in (part for part in PARTS if part in chosen):
             moment = Moment(part=part, seed=SEED)
             sys.stdout.write(f"{part}: seed {moment.seed}, after {moment.samples} train samples\n")
             started[part] = lanes.submit(line.disturbed, moment)

@@ -25,7 +25,7 @@ def main(tests, folder):
 """
 
 
-@pytest.mark.parametrize("framework", ["lightning", "transformers"])
+@pytest.mark.parametrize("framework", ["lightning", pytest.param("transformers", marks=pytest.mark.long)])
 def test_all_ranks_stop_after_the_same_epoch(framework: str, tmp_path: Path, project_root: Path) -> None:
     tests = project_root / "tests"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
@@ -48,7 +48,7 @@ def test_all_ranks_stop_after_the_same_epoch(framework: str, tmp_path: Path, pro
     assert done.stderr.count("The training stops.") == 1
 
 
-@pytest.mark.parametrize("framework", ["lightning", "transformers"])
+@pytest.mark.parametrize("framework", [pytest.param("lightning", marks=pytest.mark.long), "transformers"])
 def test_a_job_of_two_workers_has_the_frameworks_curve(
     framework: str, tmp_path: Path, project_root: Path
 ) -> None:

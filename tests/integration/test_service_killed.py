@@ -76,6 +76,7 @@ def test_a_killed_service_finds_its_run_again(own_service: ServiceProcess, proje
     assert "Found the Ray head of an earlier start" in own_service.log()
 
 
+@pytest.mark.long
 def test_a_service_that_is_away_for_the_whole_run_takes_it_from_the_spool(
     own_service: ServiceProcess, project_root: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_an_orderly_stop_pauses_the_run_and_the_next_start_resumes_it(
     assert [epoch.attempt for epoch in epochs] == [1] * told + [2] * (EPOCHS - told)
 
 
+@pytest.mark.long
 def test_a_run_outlives_the_death_of_its_ray(own_service: ServiceProcess, project_root: Path) -> None:
     run_id = _begin_run(own_service, project_root, workers=1)
     head = json.loads((own_service.data_dir / "embedded.json").read_text())["pid"]
