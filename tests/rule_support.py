@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -227,7 +228,16 @@ def check_alerts(folder: Path, case: Case) -> None:
         for check in case.checks
     ]
     last = max(check.seconds for check in case.checks)
-    run_promtool(folder, case.runs, last, case.step, promql_expr_test=tests)
+    run_promtool(folder, case.runs, last, case.step, rules=rules_for(case.alert), promql_expr_test=tests)
+
+
+@cache
+def rules_for(alert: str) -> str:
+    """Return the built rules without the other alerts, which promtool would evaluate at each step as well."""
+    groups = yaml.safe_load(RULES)["groups"]
+    for group in groups:
+        group["rules"] = [rule for rule in group["rules"] if rule.get("alert", alert) == alert]
+    return yaml.safe_dump({"groups": groups}, width=1_000_000)
 
 
 def alert_labels(alert: str, run: ScrapedRun, more: dict[str, str]) -> dict[str, str]:
@@ -242,16 +252,31 @@ def alert_labels(alert: str, run: ScrapedRun, more: dict[str, str]) -> dict[str,
     return {**told, "owner": run.owner, **run.labels, **more}
 
 
-def run_promtool(folder: Path, runs: Sequence[ScrapedRun], last: float, step: float, **tests: object) -> None:
+def run_promtool(
+    folder: Path,
+    runs: Sequence[ScrapedRun],
+    last: float,
+    step: float,
+    *,
+    rules: str = RULES,
+    **tests: object,
+) -> None:
     """Run `promtool test rules` over scraped runs, from time 0 to the last check."""
     times = [index * step for index in range(math.ceil(last / step) + 1)]
-    evaluate(folder, [entry for run in runs for entry in run.input_series(times)], step, **tests)
+    evaluate(folder, [entry for run in runs for entry in run.input_series(times)], step, rules=rules, **tests)
 
 
-def evaluate(folder: Path, input_series: Sequence[dict[str, str]], step: float, **tests: object) -> None:
+def evaluate(
+    folder: Path,
+    input_series: Sequence[dict[str, str]],
+    step: float,
+    *,
+    rules: str = RULES,
+    **tests: object,
+) -> None:
     """Run `promtool test rules` over series, a value for each step."""
     case = {"interval": _duration(step), "input_series": list(input_series), **tests}
-    (folder / "rules.yaml").write_text(RULES)
+    (folder / "rules.yaml").write_text(rules)
     document = {"rule_files": ["rules.yaml"], "evaluation_interval": _duration(step), "tests": [case]}
     (folder / "test.yaml").write_text(yaml.safe_dump(document, width=1_000_000))
     assert PROMTOOL is not None

@@ -29,10 +29,6 @@ def build(words):
     settings = {}
     return make(settings[f"{len(words)} words have arrived"])
 """,
-    "empty": """
-def build():
-    return make(TensorDataset(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)))
-""",
     "breaks_later": """
 class Broken(Dataset):
     def __len__(self):
@@ -74,13 +70,6 @@ def test_a_callable_that_raises_shows_the_users_traceback_and_has_got_params_of_
     assert "curvewatch_workers" not in run.traceback
     # It failed while the task was built: trying again would be the same.
     assert run.attempt <= 1
-
-
-def test_a_dataset_of_zero_samples_is_named(failed: dict[str, RunView]) -> None:
-    run = failed["empty"]
-
-    assert run.state == "FAILED"
-    assert "TrainingTask.train has zero samples" in run.reason
 
 
 def test_what_breaks_twice_at_one_step_ends_the_run(failed: dict[str, RunView]) -> None:

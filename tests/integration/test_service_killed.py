@@ -102,6 +102,7 @@ def test_a_service_that_is_away_for_the_whole_run_takes_it_from_the_spool(
     assert run.checkpoint is not None
 
 
+@pytest.mark.long
 def test_an_orderly_stop_pauses_the_run_and_the_next_start_resumes_it(
     own_service: ServiceProcess, project_root: Path
 ) -> None:

@@ -29,6 +29,7 @@ from rule_support import (
     check_alerts,
     evaluate,
     needs_promtool,
+    rules_for,
     run_promtool,
 )
 
@@ -63,7 +64,7 @@ def test_alert_on_the_service(case: ServiceCase, tmp_path: Path) -> None:
         for seconds, firing in case.checks
     ]
     series_of_case = [{"series": name, "values": values} for name, values in case.series.items()]
-    evaluate(tmp_path, series_of_case, STEP, promql_expr_test=tests)
+    evaluate(tmp_path, series_of_case, STEP, rules=rules_for(alert.name), promql_expr_test=tests)
 
 
 @needs_promtool
@@ -148,7 +149,7 @@ def test_annotations_tell_the_run_and_its_numbers(
             }
         ],
     }
-    run_promtool(tmp_path, (run,), seconds, STEP, alert_rule_test=[expected])
+    run_promtool(tmp_path, (run,), seconds, STEP, rules=rules_for(alert), alert_rule_test=[expected])
 
 
 @by_alert
