@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.promql import ignoring, select
 from curvewatch_workers import series
 from curvewatch_workers.series import Series
@@ -90,6 +91,40 @@ def with_owner(expr: str, *, info: str = INFO) -> str:
     """
     body = expr.strip("\n")
     return f"(\n{body}\n)\n* on ({_RUN_KEYS}) group_left (owner)\n  {info}\n"
+
+
+def alert_on_runs(
+    knobs: Knobs,
+    name: str,
+    severity: Severity,
+    expr: str,
+    summary: str,
+    description: str,
+    *,
+    component: Component,
+    info: str = INFO,
+) -> Alert:
+    """Build an alert on runs; see `Alert` for most of its parts.
+
+    Args:
+        knobs: Those of the rules.
+        name: Without `Curvewatch`.
+        severity: Of it.
+        expr: On runs, without their owner.
+        summary: Of it.
+        description: What goes on after the name of the run.
+        component: What it is about.
+        info: The facts of each run, once.
+    """
+    return Alert(
+        name=f"Curvewatch{name}",
+        severity=severity,
+        component=component,
+        expr=with_owner(expr, info=info),
+        hold=knobs.hold,
+        summary=summary,
+        description=f"{RUN} {description}",
+    )
 
 
 def unless_stopped(left: Series, *, stopped: str = STOPPED) -> str:

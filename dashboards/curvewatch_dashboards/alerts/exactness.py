@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from curvewatch_dashboards.alerts.alert import EPOCHS, RUN, Alert, Severity, latest, with_owner
+from functools import partial
+
+from curvewatch_dashboards.alerts.alert import EPOCHS, Alert, alert_on_runs, latest
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.promql import select
 from curvewatch_workers import series
@@ -13,16 +15,7 @@ def exactness_alerts(knobs: Knobs) -> tuple[Alert, ...]:
     return (_receipt_not_exact(knobs), _resume_not_faithful(knobs), _shards_unbalanced(knobs))
 
 
-def _alert(knobs: Knobs, name: str, severity: Severity, expr: str, summary: str, description: str) -> Alert:
-    return Alert(
-        name=f"Curvewatch{name}",
-        severity=severity,
-        component="exactness",
-        expr=with_owner(expr),
-        hold=knobs.hold,
-        summary=summary,
-        description=f"{RUN} {description}",
-    )
+_alert = partial(alert_on_runs, component="exactness")
 
 
 def _receipt_not_exact(knobs: Knobs) -> Alert:

@@ -14,18 +14,19 @@ sentence true at this moment. A person is disturbed only when both agree.
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvewatch_dashboards.alerts.alert import (
     EPOCHS,
     INFO,
-    RUN,
     STOPPED,
     Alert,
     Record,
     Severity,
+    alert_on_runs,
     has_verdict,
     latest,
     unless_stopped,
-    with_owner,
 )
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.promql import ignoring, select
@@ -65,16 +66,7 @@ def learning_alerts(knobs: Knobs) -> tuple[Alert, ...]:
     )
 
 
-def _alert(knobs: Knobs, name: str, severity: Severity, expr: str, summary: str, description: str) -> Alert:
-    return Alert(
-        name=f"Curvewatch{name}",
-        severity=severity,
-        component="learning",
-        expr=with_owner(expr, info=_OWNED.name),
-        hold=knobs.hold,
-        summary=summary,
-        description=f"{RUN} {description}",
-    )
+_alert = partial(alert_on_runs, component="learning", info=_OWNED.name)
 
 
 def _unless_stopped(left: Series) -> str:

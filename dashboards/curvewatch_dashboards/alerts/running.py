@@ -6,14 +6,14 @@ and of 6 h.
 
 from __future__ import annotations
 
+from functools import partial
+
 from curvewatch_dashboards.alerts.alert import (
     EPOCHS,
-    RUN,
     Alert,
-    Severity,
+    alert_on_runs,
     latest,
     unless_stopped,
-    with_owner,
 )
 from curvewatch_dashboards.knobs import Knobs
 from curvewatch_dashboards.promql import ignoring, select
@@ -31,16 +31,7 @@ def run_alerts(knobs: Knobs) -> tuple[Alert, ...]:
     )
 
 
-def _alert(knobs: Knobs, name: str, severity: Severity, expr: str, summary: str, description: str) -> Alert:
-    return Alert(
-        name=f"Curvewatch{name}",
-        severity=severity,
-        component="run",
-        expr=with_owner(expr),
-        hold=knobs.hold,
-        summary=summary,
-        description=f"{RUN} {description}",
-    )
+_alert = partial(alert_on_runs, component="run")
 
 
 def _overdue(epochs: str) -> str:
