@@ -148,6 +148,7 @@ EXACTNESS_CASES = (
     fires(UNBALANCED, "60 samples and 40", UNEVEN, quiet=15, firing=30 + 15),
     in_two_clusters(UNBALANCED, UNEVEN, at=END - 30),
     quiet(UNBALANCED, "one sample more", replace(HEALTHY, shards=(51, 50))),
+    quiet(UNBALANCED, "54 samples and 46", replace(HEALTHY, shards=(54, 46))),
     quiet(UNBALANCED, "one rank", replace(HEALTHY, shards=(100,), slowness=(1.0,))),
     resolves(UNBALANCED, "they are even again", replace(UNEVEN, even_from=9), firing=8 * 30, over=9 * 30),
 )
