@@ -78,7 +78,8 @@ def watched(folder: Path, *, epochs_apart: float = 0.0) -> Iterator[Watched]:
 
     Args:
         folder: For everything.
-        epochs_apart: Seconds between two epochs of the run that overfits; at once if 0, as far as it may be.
+        epochs_apart: Seconds between two epochs of the run that overfits. Nothing waits for them: they give its curves
+            over time a shape for those who draw them.
     """
     store = Store(database_url(folder))
     for run_id in (OVERFIT, GOOD, ENDED, LONG):

@@ -94,10 +94,11 @@ def alerts_of(store: Store, run_id: str, *, silence_seconds: float) -> list[Aler
         silence_seconds: How long one may go untold and still count as firing.
     """
     told_since = datetime.now(UTC) - timedelta(seconds=silence_seconds)
+    fires = _unended() & (AlertRow.told_at >= told_since)
     query = (
         select(AlertRow)
         .where(AlertRow.run_id == run_id)
-        .order_by(_is_open(told_since).desc().nulls_last(), AlertRow.started_at.desc(), AlertRow.fingerprint)
+        .order_by(fires.desc().nulls_last(), AlertRow.started_at.desc(), AlertRow.fingerprint)
         .limit(SHOWN)
     )
     with store.read() as session:
@@ -124,15 +125,15 @@ def alerts_of(store: Store, run_id: str, *, silence_seconds: float) -> list[Aler
     return sorted(alerts, key=lambda alert: alert.ended_at is not None)
 
 
-def _is_open(told_since: datetime) -> ColumnElement[bool]:
-    """Return the condition of an alert that fires as far as is known."""
+def _unended() -> ColumnElement[bool]:
+    """Return the condition of an alert whose end was not told, and that did not begin anew later."""
     later = aliased(AlertRow)
     again = select(later.fingerprint).where(
         later.run_id == AlertRow.run_id,
         later.fingerprint == AlertRow.fingerprint,
         later.started_at > AlertRow.started_at,
     )
-    return AlertRow.ended_at.is_(None) & (AlertRow.told_at >= told_since) & ~again.exists()
+    return AlertRow.ended_at.is_(None) & ~again.exists()
 
 
 def _take(store: Store, told: Notification) -> _Taken | None:
@@ -188,13 +189,13 @@ def _note(session: Session, run_id: str, told: Notification) -> bool:
 
 def _fires(session: Session, run_id: str, told: Notification) -> bool:
     """Tell whether an alert still fires as far as is known, and not one of its name that began later."""
-    later = select(AlertRow.fingerprint).where(
+    query = select(AlertRow.fingerprint).where(
         AlertRow.run_id == run_id,
         AlertRow.fingerprint == told.fingerprint,
-        AlertRow.started_at > told.started_at,
+        AlertRow.started_at == told.started_at,
+        _unended(),
     )
-    row = session.get_one(AlertRow, (run_id, told.fingerprint, told.started_at))
-    return row.ended_at is None and session.scalar(later) is None
+    return session.scalar(query) is not None
 
 
 def _wants_stop(row: RunRow, alert: str) -> bool:

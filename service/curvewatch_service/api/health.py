@@ -25,7 +25,6 @@ _VERSIONS = {
     "*/*": ("",),
 }
 """Versions of each format that can be answered; empty where the scraper names none."""
-_PASSED_ON = frozenset({"version", "escaping"})
 router = APIRouter()
 
 
@@ -101,10 +100,7 @@ def preferred_format(accept: str) -> str:
             continue
         version = given.get("version", "")
         if version in _VERSIONS.get(kind, ()) and weight > most:
-            best, most = (
-                ";".join([kind, *(f"{name}={given[name]}" for name in _PASSED_ON & given.keys())]),
-                weight,
-            )
+            best, most = accepted.strip().lower(), weight
     return best
 
 
